@@ -1,0 +1,249 @@
+"""The contract between everything that makes latents and everything that uses them.
+
+- `LatentSpec`: what a latent space looks like and how it is normalised.
+- `DiagonalGaussian`, `Point`, `Codes`: what `Codec.encode` returns. Each has `.mode()`, the normalised
+  latent tensor, and `.size`, the height and width of the images it came from.
+- `Codec`: a model wrapped for use. Any image size in, the same size out; images RGB in [0, 1];
+  latents normalised on both sides. A family implements `_encode` and `_decode` on padded images.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import UserError
+
+Size = tuple[int, int]  # height, width in pixels
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """The shape of a latent space and its normalisation, `normalised = (raw - shift) * scale`.
+
+    `shift` and `scale` hold one number for all channels or one a channel. Stable Diffusion's
+    `scaling_factor` is `scale=(0.18215,)`; a mean and standard deviation a channel are
+    `shift=mean, scale=1/std`.
+    """
+
+    channels: int
+    downsampling: int
+    kind: Literal["gaussian", "point", "codes"] = "gaussian"
+    image_channels: int = 3
+    shift: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1.0,)
+    codebook_size: int | None = None
+    decodes: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "scale"):
+            values = tuple(float(v) for v in getattr(self, name))
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{name} has {len(values)} values; expected 1 or {self.channels}, one a channel")
+            object.__setattr__(self, name, values)
+
+    def normalise(self, raw: Tensor) -> Tensor:
+        """`(b, c, ...)` as the network makes it → mean about 0, standard deviation about 1."""
+        return (raw - self._channel(self.shift, raw)) * self._channel(self.scale, raw)
+
+    def denormalise(self, normalised: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+        return normalised / self._channel(self.scale, normalised) + self._channel(self.shift, normalised)
+
+    def grid(self, size: Size) -> Size:
+        """The latent's height and width for images of `size`; sizes are padded up to a multiple."""
+        return math.ceil(size[0] / self.downsampling), math.ceil(size[1] / self.downsampling)
+
+    def bits_per_pixel(self) -> float:
+        """Bits of latent for each image pixel as stored: codes as ceil(log2 K) bits, other latents in 16 bits."""
+        bits = 16 * self.channels if self.codebook_size is None else math.ceil(math.log2(self.codebook_size))
+        return bits / self.downsampling**2
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> LatentSpec:
+        return cls(**{**fields, "shift": tuple(fields["shift"]), "scale": tuple(fields["scale"])})
+
+    @staticmethod
+    def _channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+        return like.new_tensor(values).view(1, -1, *[1] * (like.ndim - 2))
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """The posterior q(z|x) = N(mean, exp(logvar)) of a variational autoencoder (Kingma & Welling 2013).
+
+    `mean` and `logvar` `(b, c, h, w)` are un-normalised, as the network made them; `mode` and `sample`
+    are normalised by `spec`.
+    """
+
+    mean: Tensor
+    logvar: Tensor
+    spec: LatentSpec
+    size: Size | None = None
+
+    def mode(self) -> Tensor:
+        """The normalised mean `(b, c, h, w)`."""
+        return self.spec.normalise(self.mean)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One normalised draw `(b, c, h, w)`; `generator` lives on the CPU or on the latent's device."""
+        device = self.mean.device if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device).to(self.mean)
+        return self.spec.normalise(self.mean + torch.exp(0.5 * self.logvar) * noise)
+
+    def kl(self, other: DiagonalGaussian | None = None) -> Tensor:
+        """KL(q ‖ other) in nats, one number an image `(b,)`, summed over the un-normalised latent.
+
+        Without `other` the prior is N(0, I): ½ Σ (μ² + σ² − 1 − log σ²).
+        """
+        mean, logvar = self.mean.float(), self.logvar.float()
+        if other is None:
+            terms = mean**2 + logvar.exp() - 1 - logvar
+        else:
+            mean2, logvar2 = other.mean.float(), other.logvar.float()
+            terms = (mean - mean2) ** 2 / logvar2.exp() + (logvar - logvar2).exp() - 1 + logvar2 - logvar
+        return 0.5 * terms.flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Point:
+    """The latent of a deterministic encoder: `z` `(b, c, h, w)`, normalised."""
+
+    z: Tensor
+    size: Size | None = None
+
+    def mode(self) -> Tensor:
+        return self.z
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The latent of a tokenizer: integer `indices` `(b, h, w)` or `(b, books, h, w)`, and `quantized`
+    `(b, c, h, w)`, the normalised codebook vectors that they name."""
+
+    indices: Tensor
+    quantized: Tensor
+    size: Size | None = None
+
+    def mode(self) -> Tensor:
+        return self.quantized
+
+
+Latent = DiagonalGaussian | Point | Codes
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a codec came from: the name it was loaded by, the first 16 hex digits of the SHA-256 of its
+    weight files ("none" without weights), its licence, and whatever its card states."""
+
+    name: str
+    kind: str
+    weights_hash: str = "none"
+    licence: str = "not stated"
+    path: str | None = None
+    card: str = ""
+
+
+class Codec(ABC):
+    """A model wrapped for use: `encode` images into a latent, `decode` it back.
+
+    Subclasses set `module` and `spec`, and implement `_encode` and `_decode`, which see images padded
+    to a multiple of `spec.downsampling`, in [0, 1], in the module's dtype.
+    """
+
+    module: nn.Module
+    spec: LatentSpec
+    provenance: Provenance
+
+    def __init__(self, module: nn.Module, spec: LatentSpec, provenance: Provenance) -> None:
+        self.module = module.eval().requires_grad_(False)
+        self.spec = spec
+        self.provenance = provenance
+        self.label = provenance.name
+
+    @abstractmethod
+    def _encode(self, images: Tensor) -> Latent:
+        """Padded images `(b, c, h, w)` in [0, 1] → latent; its `size` is filled in by `encode`."""
+
+    def _decode(self, raw: Tensor) -> Tensor:
+        """Un-normalised latent `(b, c, h, w)` → images `(b, c, h, w)` in [0, 1], not yet clamped."""
+        raise UserError(f"{self.label} only encodes: it has no decoder.")
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Latent:
+        """Encode images of any size.
+
+        Args:
+            images: `(b, c, h, w)` float in [0, 1], on any device; `c` as in `spec.image_channels`.
+
+        Returns:
+            A `DiagonalGaussian`, `Point` or `Codes` that remembers the images' size.
+
+        Raises:
+            ValueError: the tensor's shape or type is not that of images.
+        """
+        self._check(images)
+        size = images.shape[-2], images.shape[-1]
+        return replace(self._encode(self._pad(images.to(self.device, self.dtype))), size=size)
+
+    @torch.no_grad()
+    def decode(self, latent: Latent | Tensor, size: Size | None = None) -> Tensor:
+        """Decode a latent, or a normalised tensor `(b, c, h, w)`, to float32 images in [0, 1].
+
+        Args:
+            latent: what `encode` returned (its mode is decoded), or a tensor.
+            size: height and width to crop to; by default the latent's own, for a tensor the whole grid.
+        """
+        if not self.spec.decodes:
+            raise UserError(f"{self.label} only encodes: it has no decoder.")
+        z = latent if isinstance(latent, Tensor) else latent.mode()
+        size = size or getattr(latent, "size", None)
+        if z.ndim != 4 or z.shape[1] != self.spec.channels:
+            raise ValueError(
+                f"a latent of {self.label} has shape (b, {self.spec.channels}, h, w); got {tuple(z.shape)}"
+            )
+        images = self._decode(self.spec.denormalise(z.to(self.device, self.dtype))).float().clamp(0, 1)
+        return images if size is None else images[..., : size[0], : size[1]]
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """`decode(encode(images))`: the posterior's mode, in the images' own size."""
+        return self.decode(self.encode(images))
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Codec:
+        """Move the module in place, and return this codec."""
+        self.module.to(device=device, dtype=dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.module.parameters()), torch.float32)
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    def _check(self, images: Tensor) -> None:
+        channels = self.spec.image_channels
+        if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape:
+            raise ValueError(f"images have shape (b, {channels}, h, w); got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(f"images are floats in [0, 1]; got {images.dtype}: divide 8-bit values by 255")
+
+    def _pad(self, images: Tensor) -> Tensor:
+        """Repeat the last row and column up to a multiple of the downsampling."""
+        multiple = self.spec.downsampling
+        bottom, right = -images.shape[-2] % multiple, -images.shape[-1] % multiple
+        return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images

@@ -1,0 +1,63 @@
+"""The walls of the house: imports go one way, families do not import each other, no forbidden library."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "omnilatent"
+FAMILIES = {"autoencoders", "organic", "omni", "world", "diffusion"}
+# Lower rooms stand first: a file may import from its own rank's room and from any lower rank.
+RANKS = [{"errors", "latent", "hub"}, {"data"}, {"nn"}, {"losses", "quantizers"}, {"metrics"}, {"store", "report"},
+         {"training"}, FAMILIES, {"cli"}]
+RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
+SIBLINGS = {("diffusion", "organic")}
+FORBIDDEN = {"torchvision", "torchaudio", "torchcodec", "timm", "lpips"}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_modules(path: Path) -> list[str]:
+    """Absolute dotted names of all imports in a file, those inside functions included."""
+    package = ["omnilatent", *path.relative_to(SOURCE).parts[:-1]]
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            names += [f"{stem}.{alias.name}" for alias in node.names] if stem == "omnilatent" else [stem]
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_go_one_way(path: Path) -> None:
+    here = room_of(path)
+    for name in imported_modules(path):
+        if name.split(".")[0] in FORBIDDEN:
+            pytest.fail(f"{path} imports {name}, which does not load beside the CPU build of torch")
+        parts = name.split(".")
+        if parts[0] != "omnilatent" or len(parts) < 2 or here == "__init__":
+            continue
+        there = parts[1]
+        if there in {"__version__", here}:
+            continue
+        assert there in RANK, f"{path} imports {name}: the room {there} has no rank"
+        assert RANK[there] <= RANK[here], f"{path} ({here}) imports upwards from {there}"
+        if here in FAMILIES and there in FAMILIES:
+            assert (here, there) in SIBLINGS, f"the family {here} imports the family {there}"
+
+
+def test_every_room_has_a_rank() -> None:
+    rooms = {room_of(path) for path in FILES} - {"__init__", "weights"}
+    assert rooms <= set(RANK), rooms - set(RANK)
+
+
+def test_the_check_sees_an_upward_import(tmp_path: Path) -> None:
+    text = "def f():\n    from ..training import loop\n"
+    names = [n for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) for n in [node.module]]
+    assert names == ["training"] and RANK["training"] > RANK["data"]
