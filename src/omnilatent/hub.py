@@ -1,0 +1,321 @@
+"""Load and save: one kind of NAME everywhere, one checkpoint folder for every family.
+
+- `load(NAME)`: an existing path (a run, a checkpoint, a diffusers folder, a single .safetensors file),
+  else a bundled model, else a hub id; `LABEL:NAME` names it in a report.
+- `OPENERS`: kind → "module:function", imported on use, so this file knows no family.
+- `write_model`, `read_config`: the checkpoint folder (`model.safetensors`, `config.json`, `README.md`).
+- `new_folder`: a folder written under a temporary name and renamed, so that a kill leaves no half of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .latent import Codec, LatentSpec
+
+FORMAT = 1  # of config.json; raise it when older readers would misread what is written
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # format n → n + 1
+
+# kind → "module:function" with the signature (path, name) -> Codec
+OPENERS = {
+    "kl": "omnilatent.autoencoders.kl:open_checkpoint",
+    "pixels": "omnilatent.autoencoders.pixels:open_pixels",
+    "diffusers": "omnilatent.autoencoders.diffusers_codecs:open_folder",
+    "single-file": "omnilatent.autoencoders.single_file:open_file",
+    "taef2": "omnilatent.autoencoders.taef2:open_folder",
+}
+
+# recipe name → "module:function" that returns the frozen configuration; importing it never imports torch
+RECIPES = {
+    "kl-f8": "omnilatent.autoencoders.recipes:kl_f8",
+    "kl-f4": "omnilatent.autoencoders.recipes:kl_f4",
+    "kl-f16": "omnilatent.autoencoders.recipes:kl_f16",
+    "kl-f8-small": "omnilatent.autoencoders.recipes:kl_f8_small",
+    "ae-f8": "omnilatent.autoencoders.recipes:ae_f8",
+    "ae-f8-small": "omnilatent.autoencoders.recipes:ae_f8_small",
+    "debug": "omnilatent.autoencoders.recipes:debug",
+}
+
+WEIGHTLESS = {"pixels": "pixels"}  # name → kind: codecs that have nothing to load
+BUNDLED = Path(__file__).parent / "weights"
+PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> Codec:
+    """Open a codec for use.
+
+    Args:
+        name: an existing path, a bundled model's name, or a hub id `owner/model`, with `LABEL:` before it or not.
+        device: where to put it.
+        dtype: its floating point type; by default that of the weights, float32 for 16-bit weights on a CPU.
+
+    Raises:
+        UserError: the name is none of these, its format is not recognised, its weights are pickles, or the hub
+            cannot be reached (the sentence says which file to fetch where).
+    """
+    import torch
+
+    label, target = split_label(str(name))
+    if target in WEIGHTLESS and not Path(target).exists():
+        codec = open_kind(WEIGHTLESS[target], Path(target), target)
+    else:
+        path = locate(target)
+        codec = open_kind(recognise(path), path, target)
+    codec.label = label or codec.label
+    if dtype is None and torch.device(device).type == "cpu" and codec.dtype in (torch.float16, torch.bfloat16):
+        dtype = torch.float32
+    return codec.to(device, dtype)
+
+
+def split_label(name: str) -> tuple[str | None, str]:
+    """`LABEL:NAME` → (LABEL, NAME). A name that is a path as it stands, a Windows drive included, has no label."""
+    label, colon, target = name.partition(":")
+    if not colon or len(label) < 2 or Path(name).exists():
+        return None, name
+    return label, target
+
+
+def open_kind(kind: str, path: Path, name: str) -> Codec:
+    """Call the opener registered for `kind`."""
+    module, function = OPENERS[kind].split(":")
+    return getattr(import_module(module), function)(path, name)
+
+
+def bundled_names() -> list[str]:
+    """The models whose weights ship with the package."""
+    return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
+
+
+def locate(target: str) -> Path:
+    """The folder or file that a NAME stands for, fetched from the hub if it is a hub id."""
+    path = Path(target).expanduser()
+    if path.exists():
+        return _newest_part(path)
+    if target in bundled_names():
+        return BUNDLED / target
+    if _HUB_ID.fullmatch(target) and not target.endswith(".safetensors"):
+        return _fetch(target)
+    if target in RECIPES:
+        raise UserError(
+            f"{target} is a recipe without bundled weights: train it with 'omnilatent train {target} --data DATA' "
+            "and give the run's folder."
+        )
+    known = ", ".join([*bundled_names(), *WEIGHTLESS])
+    raise UserError(f"{target} is neither an existing path, a bundled model ({known}) nor a hub id owner/model.")
+
+
+def _newest_part(path: Path) -> Path:
+    """A run's folder → its final/, else best/, else newest step-N/; anything else as it is."""
+    if not path.is_dir() or (path / "config.json").exists():
+        return path
+    steps = sorted(path.glob("step-*/config.json"), key=lambda p: int(p.parent.name.removeprefix("step-")))
+    for part in [path / "final", path / "best", *(p.parent for p in reversed(steps))]:
+        if (part / "config.json").exists():
+            return part
+    return path
+
+
+def recognise(path: Path) -> str:
+    """The kind of what lies at `path`: a key of `OPENERS`.
+
+    Raises:
+        UserError: a pickle, or nothing that we read.
+    """
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return "single-file"
+        if path.suffix in PICKLES:
+            raise UserError(
+                f"{path} is a pickle, which can run code when loaded: convert it to .safetensors "
+                "(safetensors.torch.save_file of its state_dict) and give that file."
+            )
+        raise UserError(f"{path} is not a model: give a .safetensors file or a folder with a config.json.")
+    if (path / "config.json").exists():
+        config = read_json(path / "config.json")
+        if "omnilatent" in config:
+            return read_config(path)["kind"]
+        if "_class_name" in config:
+            return "diffusers"
+    if (path / "vae" / "config.json").exists():
+        return "diffusers"
+    if all((path / f"taef2_{part}.safetensors").exists() for part in ("encoder", "decoder")):
+        return "taef2"
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
+    if pickles:
+        raise UserError(f"{path} holds only pickled weights ({pickles[0]}): convert them to .safetensors.")
+    raise UserError(
+        f"{path} is not a model folder: expected a run, a checkpoint or a diffusers folder with its config.json."
+    )
+
+
+def _fetch(repository: str) -> Path:
+    """Download a hub repository's config and safetensors (its root's, else its vae/ folder's)."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        for folder in ("", "vae/"):
+            try:
+                config = huggingface_hub.hf_hub_download(repository, f"{folder}config.json")
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:
+                continue
+            patterns = [f"{folder}{file}" for file in ("*.safetensors", "config.json", "README.md")]
+            ignored = ["*.fp16.safetensors", "*.non_ema.safetensors"]
+            huggingface_hub.snapshot_download(repository, allow_patterns=patterns, ignore_patterns=ignored)
+            return Path(config).parent
+    except RepositoryNotFoundError as failure:
+        raise UserError(f"The hub has no model {repository}, or it is private: check the name, or log in.") from failure
+    except Exception as failure:
+        raise UserError(
+            f"The hub could not be reached for {repository} ({type(failure).__name__}): fetch its config.json and "
+            "diffusion_pytorch_model.safetensors into a folder elsewhere and give that folder's path."
+        ) from failure
+    raise UserError(f"The hub repository {repository} holds no config.json, neither at its root nor in vae/.")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The checkpoint folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON object, or say which file is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as failure:
+        raise UserError(f"{path} is not valid JSON ({failure}): restore it from its source.") from failure
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a JSON {type(value).__name__}, expected an object.")
+    return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a checkpoint of ours, brought to the present format.
+
+    Raises:
+        UserError: it was written by a newer omnilatent, or its kind is unknown.
+    """
+    config = read_json(folder / "config.json")
+    form = config["omnilatent"]["format"]
+    if form > FORMAT:
+        raise UserError(
+            f"{folder} was written by omnilatent {config['omnilatent'].get('version')} (format {form}; this version "
+            f"reads up to {FORMAT}): upgrade with 'pip install --upgrade omnilatent'."
+        )
+    for older in range(form, FORMAT):
+        config = UPGRADES[older](config)
+    if config.get("kind") not in OPENERS:
+        raise UserError(f"{folder} holds a model of the unknown kind {config.get('kind')!r}: known are {', '.join(OPENERS)}.")
+    return config
+
+
+def write_model(
+    folder: Path, kind: str, model: dict[str, Any], spec: LatentSpec, tensors: dict[str, torch.Tensor], card: str,
+    **more: Any,
+) -> None:
+    """Write a checkpoint of ours into an existing folder (see `new_folder`).
+
+    Args:
+        kind: a key of `OPENERS`.
+        model: the model's configuration, enough to rebuild it.
+        tensors: its state_dict.
+        card: the README.md: metrics, data, licence, command.
+        more: further JSON entries, such as the resolved training configuration.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    versions = {"omnilatent": __version__, "torch": torch.__version__}
+    config = {"omnilatent": {"format": FORMAT, "version": __version__}, "kind": kind, "model": model,
+              "spec": spec.to_json(), "versions": versions, **more}
+    save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that becomes `path` on success and vanishes on failure.
+
+    An existing `path` is replaced. A full disk becomes a `UserError`.
+    """
+    temporary = path.with_name(f".writing-{path.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        retired = path.with_name(f".retired-{path.name}")
+        if path.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+            path.rename(retired)
+        temporary.rename(path)
+        shutil.rmtree(retired, ignore_errors=True)
+    except Exception as failure:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_disk_full(failure):
+            raise UserError(f"The disk is full or a quota is reached while writing {path}: free space and repeat "
+                            "the command; what was saved before is untouched.") from failure
+        raise
+
+
+def restore_interrupted(run: Path) -> None:
+    """Undo what a kill inside `new_folder` left: put back a retired folder, remove half-written ones."""
+    for retired in run.glob(".retired-*"):
+        original = run / retired.name.removeprefix(".retired-")
+        if original.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            retired.rename(original)
+    for half in run.glob(".writing-*"):
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def is_disk_full(failure: BaseException) -> bool:
+    """Whether an error means that no more bytes could be written (safetensors wraps the operating system's)."""
+    if isinstance(failure, OSError):
+        return failure.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    text = str(failure)
+    return any(f"os error {code}" in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) or (
+        "PytorchStreamWriter" in text or "file write failed" in text
+    )
+
+
+def file_hash(*paths: Path) -> str:
+    """The first 16 hex digits of the SHA-256 over the files' bytes, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def card_licence(folder: Path) -> str:
+    """The `license:` line of a folder's README.md front matter, else "not stated"."""
+    readme = folder / "README.md"
+    match = re.search(r"^license:\s*(.+)$", readme.read_text(encoding="utf-8"), re.M) if readme.exists() else None
+    return match.group(1).strip() if match else "not stated"
+
+
