@@ -206,8 +206,10 @@ class Codec(ABC):
         """
         if not self.spec.decodes:
             raise UserError(f"{self.label} only encodes: it has no decoder.")
-        z = latent if isinstance(latent, Tensor) else latent.mode()
-        size = size or getattr(latent, "size", None)
+        if isinstance(latent, Tensor):
+            z = latent
+        else:
+            z, size = latent.mode(), size or latent.size
         if z.ndim != 4 or z.shape[1] != self.spec.channels:
             raise ValueError(
                 f"a latent of {self.label} has shape (b, {self.spec.channels}, h, w); got {tuple(z.shape)}"

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ class Evaluation:
         label: the name in the report.
         codec: provenance and size: name, kind, licence, weights_hash, parameters, latent channels, downsampling.
         figures: metric name → `Figure`, in the order of the table.
-        per_image: metric name → one value an image, in the order of `keys`.
+        per_image: metric name → one value an image, in the order of `keys`; NaN where it has none.
         keys: the images' names, relative to the data.
         conditions: what the figures rest on: data, n, size, seed, dtype, device, versions, skipped, protocol.
         health: latent health figures, by name; nested dictionaries of numbers and lists.
@@ -42,4 +43,13 @@ class Evaluation:
     health: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain JSON: a value that is not finite, such as an image too small for a metric, becomes null."""
+        return _plain(asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

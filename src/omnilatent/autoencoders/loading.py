@@ -1,0 +1,125 @@
+"""Weights from disk into a diffusers model, all or nothing.
+
+- `build`: a model from a configuration and tensors: nothing missing, nothing left over, no meta tensor.
+- `read_tensors`, `open_safetensors`: safetensors files, with a sentence for what is none.
+- `weight_files`: which files of a diffusers folder to read.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import hub
+from ..errors import UserError, library
+
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+def build(class_name: str, config: Mapping[str, Any], tensors: dict[str, Tensor], source: Path) -> nn.Module:
+    """A diffusers model with exactly these weights.
+
+    The model is laid out on the meta device and filled by assignment, so no random initialisation is computed and
+    none can survive. Mixed floating types are brought to the widest.
+
+    Raises:
+        UserError: diffusers refuses the configuration, or the tensors are not the model's: one is missing, too many,
+            or of another shape.
+    """
+    model_class = getattr(library("diffusers"), class_name)
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        with torch.device("meta"):
+            module = model_class.from_config(arguments)
+    except (ValueError, TypeError, KeyError, NotImplementedError, ZeroDivisionError) as failure:
+        raise UserError(
+            f"diffusers cannot build the {class_name} that {source} describes ({failure}): repair its configuration."
+        ) from failure
+    expected = module.state_dict()
+    for key in expected:
+        if key.endswith("num_batches_tracked"):  # a counter for training that some files leave out
+            tensors.setdefault(key, torch.tensor(0))
+    _check_tensors(expected, tensors, class_name, source)
+    module.load_state_dict(tensors, strict=True, assign=True)
+    types = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(types) > 1:
+        nn.Module.to(module, dtype=torch.float32)
+    left = [name for name, t in itertools.chain(module.named_parameters(), module.named_buffers()) if t.is_meta]
+    assert not left, f"{class_name} keeps meta tensors: {left}"
+    return module
+
+
+def _check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], class_name: str, source: Path) -> None:
+    missing = [key for key in expected if key not in given]
+    if missing:
+        raise UserError(
+            f"{source} lacks {len(missing)} of the {len(expected)} tensors of its {class_name}, the first being "
+            f"{missing[0]} (diffusers' name): fetch the file again, or give the complete one."
+        )
+    extra = [key for key in given if key not in expected]
+    if extra:
+        raise UserError(
+            f"{source} holds {len(extra)} tensors that its {class_name} has no place for, the first being {extra[0]}: "
+            "its configuration belongs to another model."
+        )
+    for key, tensor in given.items():
+        if tensor.shape != expected[key].shape:
+            raise UserError(
+                f"{source} holds {key} of shape {tuple(tensor.shape)}, but its {class_name} needs "
+                f"{tuple(expected[key].shape)}: its configuration belongs to another model."
+            )
+
+
+def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
+    """All tensors of some safetensors files, in memory of their own (not mapped: the file may be replaced).
+
+    Raises:
+        UserError: a file is not safetensors, or is cut short.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        with open_safetensors(file) as handle:
+            tensors.update((key, handle.get_tensor(key).clone()) for key in handle.keys())
+    return tensors
+
+
+def open_safetensors(file: Path) -> Any:
+    """`safetensors.safe_open` with a sentence for a file that is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as failure:
+        raise UserError(
+            f"{file} is not a readable .safetensors file ({failure}): it is cut short or another thing; fetch it again."
+        ) from failure
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a diffusers folder, in order: one file, else the parts of a sharded model.
+
+    Raises:
+        UserError: there are only pickles, or a part is missing.
+    """
+    if (folder / INDEX).exists():
+        names = sorted(set(hub.read_json(folder / INDEX).get("weight_map", {}).values()))
+        lost = [name for name in names if not (folder / name).exists()]
+        if lost or not names:
+            raise UserError(f"{folder} lacks {lost[0] if lost else 'the files'} named in its {INDEX}: fetch it again.")
+        return [folder / name for name in names]
+    found = sorted(folder.glob("*.safetensors"), key=lambda p: ("fp16" in p.name, "non_ema" in p.name, p.name))
+    preferred = folder / "diffusion_pytorch_model.safetensors"
+    if found:
+        return [preferred] if preferred in found else found[:1]
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in hub.PICKLES)
+    if pickled:
+        raise UserError(
+            f"{folder} holds its weights only as a pickle ({pickled[0]}), which can run code when loaded: fetch or "
+            "make the .safetensors version."
+        )
+    raise UserError(f"{folder} has a config.json but no weights: put diffusion_pytorch_model.safetensors beside it.")

@@ -1,0 +1,88 @@
+"""Named configurations of image autoencoders. Each docstring states metric, hardware, time and command."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..training.config import OptimizerConfig, RunConfig
+from .config import AutoencoderTraining, CropConfig, KLConfig, LossConfig
+
+
+def kl_f8() -> AutoencoderTraining:
+    """KL autoencoder of Stable Diffusion: f8, 4 channels, 83.7 M parameters, L1 + LPIPS + KL + PatchGAN.
+
+    Expected on ImageNet val 256²: about 24–27 dB (published, docs/benchmarks.md); not trained to the end by us.
+    omnilatent train kl-f8 --data photos/
+    """
+    return AutoencoderTraining(recipe="kl-f8")
+
+
+def kl_f4() -> AutoencoderTraining:
+    """KL autoencoder at f4, 3 channels: sharper and four times the latent of f8 (LDM's kl-f4).
+
+    Expected on ImageNet val 256²: about 27.5 dB (published for LDM's); not trained to the end by us.
+    omnilatent train kl-f4 --data photos/
+    """
+    return replace(kl_f8(), recipe="kl-f4", model=KLConfig(widths=(128, 256, 512), latent_channels=3))
+
+
+def kl_f16() -> AutoencoderTraining:
+    """KL autoencoder at f16, 16 channels, with attention at a sixteenth (LDM's kl-f16).
+
+    Expected on ImageNet val 256²: about 24 dB (published for LDM's); not trained to the end by us.
+    omnilatent train kl-f16 --data photos/
+    """
+    model = KLConfig(widths=(128, 128, 256, 256, 512), latent_channels=16, attention=(16,))
+    return replace(kl_f8(), recipe="kl-f16", model=model)
+
+
+def ae_f8() -> AutoencoderTraining:
+    """Plain autoencoder, kl-f8 without KL term and noise: the null that shows what "variational" buys.
+
+    omnilatent train ae-f8 --data photos/
+    """
+    return _plain(kl_f8(), "ae-f8")
+
+
+def kl_f8_small() -> AutoencoderTraining:
+    """KL autoencoder for CPUs: f8, 4 channels, 3.4 M parameters, L1 + 2·L2 + KL; bundled.
+
+    Expected on the 100 ImageNet-sample val photos at 256²: at least 25.5 dB after 8 minutes on one H200.
+    omnilatent train kl-f8-small --data photos/
+    """
+    return AutoencoderTraining(
+        recipe="kl-f8-small",
+        model=KLConfig(widths=(32, 64, 96, 128), layers=1),
+        loss=LossConfig(l1=1.0, l2=2.0, perceptual="none", adversarial_weight=0.0),
+        optimizer=OptimizerConfig(lr=1e-3, warmup=200, ema_decay=0.999),
+        run=RunConfig(steps=8_500, batch_size=32, save_every=1_000, validate_every=1_000),
+    )
+
+
+def ae_f8_small() -> AutoencoderTraining:
+    """Plain autoencoder, kl-f8-small without KL term and noise: the small null.
+
+    omnilatent train ae-f8-small --data photos/
+    """
+    return _plain(kl_f8_small(), "ae-f8-small")
+
+
+def debug() -> AutoencoderTraining:
+    """Everything at once (discriminator, Laplacian pyramid, EMA) at toy size: seconds on a CPU.
+
+    omnilatent train debug --data synthetic
+    """
+    return AutoencoderTraining(
+        recipe="debug",
+        model=KLConfig(widths=(8, 8), layers=1, norm_groups=4),
+        loss=LossConfig(l2=1.0, perceptual="laplacian", perceptual_weight=0.1, disc_start_step=4, disc_width=8, disc_layers=2),
+        optimizer=OptimizerConfig(lr=1e-3, warmup=2),
+        crops=CropConfig(size=32, validation_images=4),
+        run=RunConfig(steps=12, batch_size=4, save_every=4, validate_every=6, log_every=2, workers=0),
+    )
+
+
+def _plain(config: AutoencoderTraining, recipe: str) -> AutoencoderTraining:
+    """The same training without what makes an autoencoder variational."""
+    return replace(config, recipe=recipe, model=replace(config.model, variational=False),
+                   loss=replace(config.loss, kl_weight=0.0))

@@ -1,0 +1,305 @@
+"""One training step of a KL autoencoder: reconstruction, perceptual, KL and adversarial terms together.
+
+The generator's step takes the image gradients of the reconstruction terms and of the discriminator's opinion
+apart, weighs them against each other, and sends one combined gradient back through the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.evaluation import EvaluationImages
+from ..data.sources import open_images, split
+from ..data.training import Batch, TrainingImages, batches
+from ..errors import UserError
+from ..hub import load, write_model
+from ..latent import DiagonalGaussian, LatentSpec, Provenance
+from ..losses.adversarial import PatchDiscriminator, adaptive_weight, hinge_loss, last_layer_gradient
+from ..losses.perceptual import perceptual_loss
+from ..losses.reconstruction import pixel_loss
+from ..metrics.protocol import evaluate
+from ..training.ema import EMA
+from ..training.schedule import warmup_cosine
+from ..training.task import Logged
+from .config import AutoencoderTraining
+from .kl import KLAutoencoder, KLCodec, build_vae, config_of
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+FREEZABLE = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")}
+NORMALISATION_IMAGES = 32  # crops that the latent's mean and standard deviation are measured on
+
+
+class AutoencoderTask:
+    """A `Task` (see training.task) that trains `config.model` on crops of images.
+
+    Args:
+        data: the training images (see `data.open_images`).
+        val: the validation images; None holds out a share of `data`.
+        skipped: called with (file, reason) for each image that cannot be read.
+        init: the NAME whose weights to start from; its architecture replaces the recipe's.
+        freeze: "encoder" or "decoder", the half that does not learn, or None.
+    """
+
+    monitor = "psnr"
+
+    def __init__(self, config: AutoencoderTraining, data: str, val: str | None, skipped: Callable[[str, str], None],
+                 init: str | None = None, freeze: str | None = None, command: str = "") -> None:
+        self.spec: LatentSpec | None = None
+        self.initial: dict[str, Tensor] | None = None
+        if init is not None:
+            codec = load(init, dtype=torch.float32)
+            model = replace(config_of(codec.module), variational=config.model.variational)
+            config = replace(config, model=model)
+            self.initial = codec.module.state_dict()
+            self.spec = codec.spec if freeze == "encoder" else None
+        size, f = config.crops.size, config.model.downsampling
+        if size % f:
+            raise UserError(f"--size {size} is not a multiple of the model's downsampling {f}.")
+        source = open_images(data, config.crops.max_pixels)
+        if val is None:
+            source, held_out = split(source, config.crops.held_out)
+        else:
+            held_out = open_images(val, config.crops.max_pixels)
+        self.config, self.init, self.freeze, self.command, self.skipped = config, init, freeze, command, skipped
+        self.images = TrainingImages(source, size, config.run.seed, config.crops.flip, config.crops.min_scale)
+        self.validation = EvaluationImages(held_out, size, config.crops.validation_images)
+        self.perceptual = perceptual_loss(config.loss.perceptual)
+        self.adversarial = config.loss.adversarial_weight > 0
+        self._picture: Tensor | None = None
+
+    def __str__(self) -> str:
+        return f"{len(self.images.source)} images ({self.images.source.name}), {len(self.validation)} held out"
+
+    # -- building ----------------------------------------------------------------------------------------------
+
+    def setup(self, fabric: Fabric) -> None:
+        self.fabric, config = fabric, self.config
+        if config.run.batch_size % (fabric.world_size * config.run.accumulate):
+            raise UserError(
+                f"--batch-size {config.run.batch_size} does not split evenly over {fabric.world_size} processes and "
+                f"--accumulate {config.run.accumulate}: take a multiple of {fabric.world_size * config.run.accumulate}."
+            )
+        model = KLAutoencoder(build_vae(config.model), config.checkpointing)
+        if self.initial is not None:
+            model.vae.load_state_dict(self.initial)
+        for part in FREEZABLE[self.freeze] if self.freeze else ():
+            if getattr(model.vae, part) is not None:
+                getattr(model.vae, part).requires_grad_(False)
+        fast = config.run.compile and fabric.device.type == "cuda"
+        if fabric.device.type == "cuda":
+            model = model.to(memory_format=torch.channels_last)
+        learned = [p for p in model.parameters() if p.requires_grad]
+        self.bare = model.to(fabric.device)
+        self.ema = EMA(self.bare, config.optimizer.ema_decay)
+        self.model, self.optimizer = fabric.setup(torch.compile(model) if fast else model, self._adam(learned))
+        if self.adversarial:
+            self.bare_disc = PatchDiscriminator(config.loss.disc_width, config.loss.disc_layers).to(fabric.device)
+            self.disc, self.disc_optimizer = fabric.setup(self.bare_disc, self._adam(list(self.bare_disc.parameters())))
+        if isinstance(self.perceptual, nn.Module):
+            self.perceptual.to(fabric.device)
+
+    def _adam(self, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+        o = self.config.optimizer
+        return torch.optim.AdamW(parameters, o.lr, o.betas, weight_decay=o.weight_decay)
+
+    # -- one step ----------------------------------------------------------------------------------------------
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        run, world = self.config.run, self.fabric.world_size
+        workers = _workers(run.workers)
+        return batches(self.images, run.batch_size // world, start, stop, self.fabric.global_rank, world, workers,
+                       pin=self.fabric.device.type == "cuda")
+
+    def halve(self, batch: Batch) -> Batch | None:
+        half = len(batch.images) // 2
+        return None if half < self.config.run.accumulate or not half else replace(
+            batch, images=batch.images[:half], positions=batch.positions[:half])
+
+    def step(self, batch: Batch, position: int) -> Logged:
+        for file, reason in batch.skipped:
+            self.skipped(file, reason)
+        config, start = self.config, self.config.loss.disc_start_step
+        adversarial = self.adversarial and position >= start
+        self._set_lr(self.optimizer, position, 0)
+        images = batch.images.to(self.fabric.device, non_blocking=True).float() / 127.5 - 1
+        parts = images.chunk(config.run.accumulate)
+        positions = batch.positions.tolist()
+        logged: dict[str, list[Tensor]] = {}
+        fakes = []
+        done = 0
+        for number, part in enumerate(parts):
+            noise = self._noise(positions[done : done + len(part)]) if config.model.variational else None
+            done += len(part)
+            with self.fabric.no_backward_sync(self.model, enabled=number < len(parts) - 1):
+                numbers, fake = self._generator_part(part, noise, adversarial, len(part) / len(images))
+            for name, value in numbers.items():
+                logged.setdefault(name, []).append(value.detach() * (len(part) / len(images)))
+            fakes.append(fake)
+        if config.optimizer.clip:
+            norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=config.optimizer.clip,
+                                              error_if_nonfinite=False)
+            logged["gradient_norm"] = [norm]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(position)
+        if adversarial:
+            logged["disc_loss"] = [self._discriminator_step(parts, fakes, position)]
+        return {name: torch.stack(values).sum() for name, values in logged.items()}
+
+    def _generator_part(self, images: Tensor, noise: Tensor | None, adversarial: bool, share: float) -> tuple[dict[str, Tensor], Tensor]:
+        """Forward and backward of one part of the batch; `share` is its part of this process's batch."""
+        loss_config = self.config.loss
+        out = self.model(images, noise)
+        leaf = out.images.detach().float().requires_grad_()
+        terms = {"pixel": pixel_loss(leaf, images, loss_config.l1, loss_config.l2).mean()}
+        if self.perceptual is not None and loss_config.perceptual_weight:
+            terms["perceptual"] = loss_config.perceptual_weight * self.perceptual(leaf / 2 + 0.5, images / 2 + 0.5).mean()
+        loss = torch.stack(list(terms.values())).sum()
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        numbers = {"loss": loss, **terms}
+        if adversarial:
+            opinion, toward_real = self._opinion(leaf)
+            weight = loss_config.adversarial_weight * self._adaptive_weight(out.features, gradient, toward_real)
+            gradient = gradient + weight * toward_real
+            numbers |= {"adversarial": opinion, "adaptive_weight": weight}
+        surrogate = (out.images.float() * gradient).sum()  # its gradient is the combined one
+        if self.config.model.variational:
+            kl = DiagonalGaussian(out.mean, out.logvar, self._raw_spec()).kl().mean()
+            numbers["kl"] = kl  # in nats an image
+            kl_loss = loss_config.kl_weight * kl / images[0].numel()
+            numbers["loss"] = loss + kl_loss.detach()
+            surrogate = surrogate + kl_loss
+        self.fabric.backward(surrogate * share)
+        return numbers, leaf.detach()
+
+    def _opinion(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
+        """−mean D(x̂) and its gradient by the reconstruction.
+
+        The bare discriminator is asked, so that DDP waits for no gradients of it; the sum instead of the mean is
+        differentiated, because the mean's gradients are too small for fp16.
+        """
+        with self.fabric.autocast():
+            logits = self.bare_disc(leaf).float()
+        (gradient,) = torch.autograd.grad(-logits.sum(), leaf)
+        return -logits.detach().mean(), gradient / logits.numel()
+
+    def _adaptive_weight(self, features: Tensor, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
+        """From both gradients at the last layer, averaged over all processes."""
+        shape = self.bare.last_layer.shape
+        both = torch.stack([last_layer_gradient(features.detach(), shape, g) for g in (reconstruction, adversarial)])
+        return adaptive_weight(*self.fabric.all_reduce(both, reduce_op="mean"))
+
+    def _discriminator_step(self, reals: tuple[Tensor, ...], fakes: list[Tensor], position: int) -> Tensor:
+        self._set_lr(self.disc_optimizer, position, self.config.loss.disc_start_step)
+        total = torch.zeros((), device=self.fabric.device)
+        whole = sum(map(len, reals))
+        for number, (real, fake) in enumerate(zip(reals, fakes, strict=True)):
+            with self.fabric.no_backward_sync(self.disc, enabled=number < len(reals) - 1):
+                logits = self.disc(torch.cat([real, fake]))
+                loss = hinge_loss(*logits.chunk(2)) * (len(real) / whole)
+                self.fabric.backward(loss)
+            total += loss.detach()
+        if self.config.optimizer.clip:
+            self.fabric.clip_gradients(self.disc, self.disc_optimizer, max_norm=self.config.optimizer.clip,
+                                       error_if_nonfinite=False)
+        self.disc_optimizer.step()
+        self.disc_optimizer.zero_grad()
+        return total
+
+    def _set_lr(self, optimizer: Any, position: int, start: int) -> None:
+        o = self.config.optimizer
+        share = warmup_cosine(position - start, max(1, self.config.run.steps - start), o.warmup, o.final_lr)
+        for group in optimizer.param_groups:
+            group["lr"] = o.lr * share
+
+    def _noise(self, positions: list[int]) -> Tensor:
+        """N(0, I) noise of the posterior, drawn image by image from (seed, position): equal on any number of ranks."""
+        side = self.config.crops.size // self.config.model.downsampling
+        generator = torch.Generator(self.fabric.device)
+        noise = torch.empty(len(positions), self.config.model.latent_channels, side, side, device=self.fabric.device)
+        for row, place in zip(noise, positions, strict=True):
+            generator.manual_seed((self.config.run.seed * 0x9E3779B97F4A7C15 + place) % 2**63)
+            row.normal_(generator=generator)
+        return noise
+
+    # -- measuring and saving ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        codec = self._codec(self._raw_spec())
+        rows = min(8, self.config.run.batch_size)
+        measured, pictures = evaluate(codec, self.validation, batch_size=rows, metrics=("psnr", "ssim"), keep=4,
+                                      health=False, speed=False)
+        for file, reason in self.validation.skipped:
+            self.skipped(file, reason)
+        pairs = [torch.from_numpy(a).permute(2, 0, 1) / 255 for p in pictures for a in (p.original, p.reconstruction)]
+        top, bottom = torch.cat(pairs[0::2], 2), torch.cat(pairs[1::2], 2)
+        self._picture = torch.cat([top, bottom], 1)
+        return {name: f.value for name, f in measured.figures.items() if name in ("psnr", "ssim") and f.value is not None}
+
+    def samples(self) -> Tensor | None:
+        """Held-out images above, their reconstructions by the averaged weights below."""
+        return self._picture
+
+    def state(self) -> dict[str, Any]:
+        state = {"model": self.bare.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.adversarial:
+            state |= {"disc": self.bare_disc.state_dict(), "disc_optimizer": self.disc_optimizer.state_dict()}
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.bare.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.adversarial:
+            self.bare_disc.load_state_dict(state["disc"])
+            self.disc_optimizer.load_state_dict(state["disc_optimizer"])
+
+    def export(self, folder: Path, figures: dict[str, float], step: int) -> None:
+        spec = self.spec or self._measured_spec()
+        config = {k: v for k, v in asdict(self.config).items() if k != "model"}
+        write_model(folder, "kl", asdict(self.config.model), spec, self.ema.average.vae.state_dict(),
+                    self._card(figures, step), training={**config, "init": self.init, "freeze": self.freeze, "step": step})
+
+    def _codec(self, spec: LatentSpec) -> KLCodec:
+        return KLCodec(self.ema.average.vae, spec, Provenance(name=self.config.recipe, kind="kl"))
+
+    def _raw_spec(self) -> LatentSpec:
+        model = self.config.model
+        return LatentSpec(model.latent_channels, model.downsampling, "gaussian" if model.variational else "point")
+
+    @torch.no_grad()
+    def _measured_spec(self) -> LatentSpec:
+        """The spec whose shift and scale give the latents of the first training crops mean 0 and deviation 1."""
+        crops = [self.images.sample(position).image for position in range(NORMALISATION_IMAGES)]
+        codec = self._codec(self._raw_spec())
+        z = torch.cat([codec.encode(torch.stack(crops[i : i + 8]).float() / 255).mode() for i in range(0, len(crops), 8)])
+        return replace(self._raw_spec(), shift=(float(z.mean()),), scale=(1 / max(float(z.std()), 1e-6),))
+
+    def _card(self, figures: dict[str, float], step: int) -> str:
+        shown = "\n".join(f"| {name} | {value:.4f} |" for name, value in figures.items()) or "| not measured | |"
+        model, start = self.config.model, f" from {self.init}" if self.init else ""
+        count = sum(p.numel() for p in self.bare.parameters())
+        return (
+            f"---\nlicense: not stated\nlibrary_name: omnilatent\n---\n# {self.config.recipe}\n\n"
+            f"Image autoencoder, f{model.downsampling}, {model.latent_channels} channels, {count:,} parameters; "
+            f"{step} steps{start} on {len(self.images.source)} images ({self.images.source.name}), "
+            f"crops of {self.config.crops.size}².\n\n"
+            f"Measured on {min(len(self.validation), self.config.crops.validation_images)} held-out images "
+            f"({self.validation.source.name}), posterior mode, 8 bits:\n\n| metric | value |\n| --- | --- |\n{shown}\n\n"
+            f"Command: `{self.command}`\n"
+        )
+
+
+def _workers(wish: int) -> int:
+    import os
+
+    return min(16, os.cpu_count() or 1) if wish < 0 else wish

@@ -1,0 +1,59 @@
+"""The one way in: `omnilatent COMMAND …`. Each command is a file beside this one with `main(argv)`.
+
+Nothing here imports torch, so help and argument errors answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from .. import __version__
+from ..errors import UserError
+
+COMMANDS = {
+    "demo": "the main job on embedded photos, or on yours with --data: fine-tune, reconstruct, compare, report",
+    "train": "learn a latent space: omnilatent train RECIPE --data DATA",
+    "compare": "several codecs side by side on the same images: report (HTML) and figures (JSON)",
+    "evaluate": "the same for one codec",
+    "info": "recipes and codecs there are; one codec's spec, licence and metrics",
+    "export": "write a codec in another library's format",
+    "push": "upload a codec to the hub",
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
+    return (
+        f"omnilatent {__version__}: learn, measure, compare and use latent spaces\n\n"
+        f"usage: omnilatent COMMAND …\n\n{rows}\n\n"
+        "'omnilatent COMMAND --help' shows a command's options. NAME is a path, a bundled model or a hub id;\n"
+        "DATA is a folder, a .tar or several, or 'synthetic'."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line. Returns the exit code: 0, 2 for the user's mistakes, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in {"-h", "--help", "help"}:
+        print(usage())
+        return 0
+    if argv[0] in {"-V", "--version"}:
+        print(__version__)
+        return 0
+    command, *rest = argv
+    if command not in COMMANDS:
+        print(f"omnilatent: there is no command {command!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    try:
+        import_module(f".{command}", __package__).main(rest)
+    except UserError as mistake:
+        print(f"omnilatent: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nomnilatent: stopped by Ctrl-C; what was saved before is untouched.", file=sys.stderr)
+        return 130
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 2 if end.code else 0
+    return 0

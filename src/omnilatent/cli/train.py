@@ -1,0 +1,133 @@
+"""`omnilatent train RECIPE --data DATA` learns a latent space; `omnilatent train --resume RUN` goes on with a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import tyro
+
+from ..errors import UserError
+from ..hub import RECIPES, read_json
+from ..training.config import from_json
+from .parse import parse
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class TrainOptions(Generic[Config]):
+    """Learn a latent space from your own data."""
+
+    config: Config
+    data: str = tyro.MISSING
+    """Training images: a folder, a .tar or several, 'photos' (embedded), or 'synthetic'."""
+    val: str | None = None
+    """Validation images; by default a share of --data is held out."""
+    out: Path | None = None
+    """The run's folder; by default runs/RECIPE-TIME."""
+    init: str | None = None
+    """NAME of a KL autoencoder whose weights to start from; its architecture replaces the recipe's."""
+    freeze: Literal["encoder", "decoder"] | None = None
+    """The half that keeps the weights of --init."""
+
+
+def main(argv: list[str]) -> None:
+    if not argv or argv[0] in {"-h", "--help"}:
+        print(usage())
+    elif "--resume" in argv:
+        at = argv.index("--resume")
+        if at + 1 == len(argv):
+            raise UserError("--resume takes a run's folder: omnilatent train --resume runs/NAME.")
+        positional = [] if argv[0].startswith("--") else argv[:1]  # a recipe before --resume is the run's own
+        resume(Path(argv[at + 1]), [*argv[len(positional) : at], *argv[at + 2 :]])
+    else:
+        start(argv[0], argv[1:])
+
+
+def usage() -> str:
+    return (
+        "usage: omnilatent train RECIPE --data DATA [options]\n       omnilatent train --resume RUN [options]\n\n"
+        f"recipes: {', '.join(RECIPES)}\n'omnilatent info' describes them; 'omnilatent train RECIPE --help' shows "
+        "every option with its default."
+    )
+
+
+def start(recipe: str, argv: list[str]) -> None:
+    """A new run of `recipe`."""
+    if recipe not in RECIPES:
+        raise UserError(f"There is no recipe {recipe!r}; there are {', '.join(RECIPES)}.")
+    config = _recipe_config(recipe)
+    options = parse(TrainOptions[type(config)], f"train {recipe}", argv, TrainOptions(config))
+    if options.freeze and not options.init:
+        raise UserError("--freeze keeps the weights of --init, and no --init was given.")
+    run = options.out or Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if (run / "run.json").exists():
+        raise UserError(f"{run} holds a run already: go on with --resume {run}, or choose another --out.")
+    command = shlex.join(["omnilatent", "train", recipe, *argv])
+    train_run(options, run, None, command)
+
+
+def resume(path: Path, argv: list[str]) -> None:
+    """Go on with the run that `path` is or lies in; `argv` may change how it runs, not what it learns."""
+    run = next((p for p in (path, path.parent) if (p / "run.json").exists()), None)
+    if run is None:
+        raise UserError(f"--resume {path}: there is no run; give the folder that holds its run.json.")
+    saved = read_json(run / "run.json")
+    config = from_json(type(_recipe_config(saved["options"]["config"]["recipe"])), saved["options"]["config"])
+    before = from_json(TrainOptions, {**saved["options"], "config": None})
+    before = dataclasses.replace(before, config=config)
+    options = parse(TrainOptions[type(config)], f"train --resume {path}", argv, before)
+    if _what_it_learns(options) != _what_it_learns(before):
+        raise UserError(f"--resume {path} goes on with the model, loss and data that the run began with: start a new "
+                        f"run with --init {path} to change them.")
+    from ..training.checkpoint import resume_point
+
+    train_run(options, run, resume_point(path), saved["command"])
+
+
+def train_run(options: TrainOptions[Any], run: Path, checkpoint: Path | None, command: str) -> None:
+    """Train into the folder `run` and say where the result lies and what it reached."""
+    from ..data.skipped import SkippedLog
+    from ..training.loop import launch_fabric, train
+
+    config = options.config
+    module, task_class = config.task.split(":")
+    fabric = launch_fabric(config.run)
+    rank = f"-rank{fabric.global_rank}" if fabric.global_rank else ""
+    skipped = SkippedLog(run / f"skipped{rank}.jsonl")
+    task = getattr(import_module(module), task_class)(
+        config, options.data, options.val, skipped.add, options.init, options.freeze, command)
+    if fabric.is_global_zero:
+        run.mkdir(parents=True, exist_ok=True)
+        saved = {"options": dataclasses.asdict(options), "command": command}
+        (run / "run.json").write_text(json.dumps(saved, indent=2, default=str) + "\n", encoding="utf-8")
+        print(f"training {config.recipe} on {fabric.device}, {task}, into {run}", flush=True)
+    try:
+        figures = train(task, config.run, run, fabric, checkpoint)
+    except KeyboardInterrupt:
+        if fabric.is_global_zero:
+            print(f"\nomnilatent: stopped and saved; go on with: omnilatent train --resume {run}", file=sys.stderr)
+        raise SystemExit(130) from None
+    if fabric.is_global_zero:
+        reached = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        left_out = f"; {skipped.count} unreadable images skipped, listed in {skipped.path}" if skipped.count else ""
+        print(f"{run / 'final'}: {reached}{left_out}")
+
+
+def _recipe_config(recipe: str) -> Any:
+    module, function = RECIPES[recipe].split(":")
+    return getattr(import_module(module), function)()
+
+
+def _what_it_learns(options: TrainOptions[Any]) -> TrainOptions[Any]:
+    """The options without those that a resumed run may change."""
+    neutral = dataclasses.replace(options.config, run=None, checkpointing=False)
+    return dataclasses.replace(options, config=neutral, val=None, out=None)

@@ -1,0 +1,177 @@
+"""DATA → images: one kind of argument everywhere.
+
+- `ImageSource`: what every source of images offers.
+- `open_images`: a folder, an image, tars, a list or pattern of these, `synthetic` or `photos`.
+- `JoinedImages`: several sources one after the other. (Parts of one: `split` and `subset`, splits.py.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ..errors import UserError
+from .folders import ImageFiles, list_files
+from .images import IMAGE_SUFFIXES, MAX_PIXELS
+from .patterns import paths_of
+from .photos import demo_photos
+from .splits import StoredImages, split, subset
+from .structured import StructuredImages
+from .tars import COMPRESSED, TarImages, refuse_compressed
+
+__all__ = ["ImageSource", "JoinedImages", "open_images", "split", "subset"]
+
+
+class ImageSource(Protocol):
+    """A sequence of images. It holds no open file, so it can be pickled and shared with forked workers."""
+
+    name: str  # what a report calls it
+
+    def __len__(self) -> int: ...
+
+    def key(self, i: int) -> str:
+        """Unique: the path relative to the folder, or "shard.tar/member.jpg"."""
+
+    def read(self, i: int) -> np.ndarray:
+        """uint8 `(h, w, 3)` RGB; raises `UnreadableImage`."""
+
+
+def open_images(data: str | Path, max_pixels: int = MAX_PIXELS) -> ImageSource:
+    """Open DATA.
+
+    Args:
+        data: a folder (any depth; hidden files are left out), an image, a .tar, a folder that holds .tar files and
+            no images, several of these as a pattern ("shards/{000..012}.tar", "*.tar") or separated by commas,
+            `synthetic` or `photos`. An existing path of that name goes before the last two.
+        max_pixels: larger images count as unreadable.
+
+    Raises:
+        UserError: it does not exist, holds no image, or is of another kind.
+    """
+    text = str(data)
+    if text in ("synthetic", "photos") and not os.path.lexists(text):
+        return StructuredImages() if text == "synthetic" else demo_photos(max_pixels)
+    paths = paths_of(text)
+    parts: list[ImageSource] = []
+    for kind, run in groupby(paths, _kind):
+        group = list(run)
+        if kind == "folder":
+            parts += [_open_folder(path, max_pixels) for path in group]
+        elif kind == "tar":
+            parts.append(_open_tars(group, max_pixels))
+        else:
+            root = _common_folder(group)
+            parts.append(ImageFiles(root, _relative(group, root), _name_of(group), max_pixels))
+    source = parts[0] if len(parts) == 1 else JoinedImages(parts, _name_of(paths))
+    if not len(source):
+        raise UserError(f"{text} holds no image: give tars with {_EXAMPLES} members.")
+    return source
+
+
+_EXAMPLES = ".jpg, .png, .webp, .tif or .bmp"
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return "folder"
+    suffix = path.suffix.lower()
+    if suffix == ".tar":
+        return "tar"
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    if path.name.lower().endswith(COMPRESSED):
+        refuse_compressed(path)
+    raise UserError(f"{path} is neither a folder, an image nor a .tar: give one of these, or convert it to PNG.")
+
+
+def _open_folder(folder: Path, max_pixels: int) -> ImageSource:
+    files = list_files(folder)
+    images = [file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
+    name = folder.resolve().name or str(folder)
+    if images:
+        return ImageFiles(folder, images, name, max_pixels)
+    tars = [file for file in files if file.lower().endswith(".tar")]
+    if tars:
+        return TarImages([folder / tar for tar in tars], tars, name, max_pixels)
+    suffixes = Counter(Path(file).suffix.lower() or "no suffix" for file in files)
+    instead = ", ".join(f"{count} with {suffix}" for suffix, count in suffixes.most_common(3))
+    raise UserError(
+        f"{folder} holds no image ({'files: ' + instead if files else 'it is empty'}): give a folder with {_EXAMPLES} "
+        "files or with .tar shards; other formats, HEIC for example, must be converted first."
+    )
+
+
+def _open_tars(tars: list[Path], max_pixels: int) -> ImageSource:
+    root = _common_folder(tars)
+    return TarImages(tars, _relative(tars, root), _name_of(tars), max_pixels)
+
+
+def _common_folder(files: list[Path]) -> Path:
+    return Path(os.path.commonpath([file.absolute().parent for file in files]))
+
+
+def _relative(files: list[Path], root: Path) -> list[str]:
+    """Names relative to `root`, in order. A file that was named twice is an error."""
+    names = [file.absolute().relative_to(root).as_posix() for file in files]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{root / twice[0]} is given twice: name it once.")
+    return names
+
+
+def _name_of(paths: Sequence[Path]) -> str:
+    """What a report calls several paths: the first and how many more, "000.tar + 12"."""
+    first = paths[0].resolve().name or str(paths[0])
+    return first if len(paths) == 1 else f"{first} + {len(paths) - 1}"
+
+
+class JoinedImages:
+    """Sources one after the other. Keys begin with the part's name, and a number where two share it."""
+
+    def __init__(self, parts: Sequence[ImageSource], name: str) -> None:
+        self.name, self._parts = name, list(parts)
+        self._ends = np.cumsum([len(part) for part in parts])
+        seen: Counter[str] = Counter()
+        self._labels: list[str] = []
+        for part in parts:
+            seen[part.name] += 1
+            self._labels.append(part.name if seen[part.name] == 1 else f"{part.name}-{seen[part.name]}")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def key(self, i: int) -> str:
+        part, inner = self._locate(i)
+        return f"{self._labels[part]}/{self._parts[part].key(inner)}"
+
+    def read(self, i: int) -> np.ndarray:
+        part, inner = self._locate(i)
+        return self._parts[part].read(inner)
+
+    def stored_size(self, i: int) -> int:
+        part, inner = self._stored(i)
+        return part.stored_size(inner)
+
+    def stored_digest(self, i: int, tail: int | None = None) -> bytes:
+        """SHA-256 of the file's last `tail` bytes, or of all of it."""
+        part, inner = self._stored(i)
+        return part.stored_digest(inner, tail)
+
+    def _stored(self, i: int) -> tuple[StoredImages, int]:
+        part, inner = self._locate(i)
+        stored = self._parts[part]
+        assert isinstance(stored, StoredImages)  # paths only are joined
+        return stored, inner
+
+    def _locate(self, i: int) -> tuple[int, int]:
+        """Index of the image → (index of its part, index in it)."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
+        part = int(np.searchsorted(self._ends, i, side="right"))
+        return part, i - (int(self._ends[part - 1]) if part else 0)

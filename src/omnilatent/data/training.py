@@ -1,0 +1,141 @@
+"""Batches for training, decoded in worker processes.
+
+- `TrainingImages`: the samples that they are made of (samples.py).
+- `Batch`: what one process gets for one step.
+- `batches`: the steps from `start` to `stop`; the same batches for any number of workers, and the ranks together
+  see what one process with the whole batch would see.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import UserError
+from .samples import TrainingImages
+
+__all__ = ["Batch", "TrainingImages", "batches"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images on one rank.
+
+    Attributes:
+        images: uint8 `(b, 3, size, size)`.
+        positions: int64 `(b,)`, each sample's number in the whole run, over all ranks.
+        skipped: (key, reason) of the unreadable files that were passed over.
+    """
+
+    images: Tensor
+    positions: Tensor
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory, from which copies to a GPU run beside the computation."""
+        return replace(self, images=self.images.pin_memory(), positions=self.positions.pin_memory())
+
+
+def batches(
+    images: TrainingImages, batch_size: int, start: int, stop: int, rank: int = 0, world: int = 1, workers: int = 0,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """Yield the batch of each step in [start, stop), in order.
+
+    Step s covers the positions s·G … s·G + G − 1 with G = batch_size · world; rank r gets its r-th `batch_size` of
+    them.
+
+    Args:
+        workers: processes that decode, each a whole batch at a time; 0 decodes here.
+        pin: page-locked memory, where there is a GPU.
+
+    Raises:
+        UserError: no image can be read, or a worker was ended from outside.
+    """
+    if batch_size < 1 or workers < 0 or not 0 <= rank < world:
+        raise ValueError(f"batch_size {batch_size}, workers {workers}, rank {rank} of {world}: "
+                         "expected batch_size >= 1, workers >= 0 and 0 <= rank < world")
+    steps = _Steps(images, batch_size, rank, world)
+    pin = pin and torch.cuda.is_available()
+    made = (steps[step] for step in range(start, stop)) if workers == 0 else _in_workers(steps, start, stop, workers)
+    for batch in made:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch.pin_memory() if pin else batch
+
+
+class _Steps(Dataset[Batch | UserError]):
+    """Step → this rank's batch. What the user must mend comes back as a value: PyTorch would wrap an exception
+    that leaves a worker into the text of its traceback."""
+
+    def __init__(self, images: TrainingImages, batch_size: int, rank: int, world: int) -> None:
+        self.images, self.batch_size, self.rank, self.world = images, batch_size, rank, world
+
+    def __getitem__(self, step: int) -> Batch | UserError:
+        first = (step * self.world + self.rank) * self.batch_size
+        positions = range(first, first + self.batch_size)
+        try:
+            samples = [self.images.sample(position) for position in positions]
+        except UserError as mistake:
+            return mistake
+        return Batch(
+            images=torch.stack([sample.image for sample in samples]),
+            positions=torch.tensor(positions, dtype=torch.int64),
+            skipped=[row for sample in samples for row in sample.skipped],
+        )
+
+
+def _in_workers(steps: _Steps, start: int, stop: int, workers: int) -> Iterator[Batch | UserError]:
+    loader = DataLoader(
+        steps,
+        batch_size=None,  # an item is a batch already
+        sampler=range(start, stop),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_ignore_interrupts,
+        # Without a generator of its own the loader draws from the global one, and workers would change the run.
+        generator=torch.Generator().manual_seed(0),
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
+    )
+    with _interrupts_held(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
+        iterator = iter(loader)
+    try:
+        yield from iterator
+    except RuntimeError as failure:
+        if "DataLoader worker" not in str(failure):
+            raise
+        raise UserError(
+            "A data worker was ended from outside, most often for want of memory or of shared memory (/dev/shm): "
+            "use fewer --workers, or give the container more (docker run --shm-size 8g)."
+        ) from failure
+
+
+def _as_it_is(item: Batch | UserError) -> Batch | UserError:
+    return item
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; only the main one answers, and it ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while workers start, or one that has not come to `_ignore_interrupts` prints a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

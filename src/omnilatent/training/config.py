@@ -1,0 +1,92 @@
+"""The settings of a run that every recipe shares. Nothing here imports torch.
+
+- `RunConfig`, `OptimizerConfig`: fields of every recipe's configuration.
+- `from_json`: a saved configuration back into its frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, in what precision and how safely a run trains."""
+
+    steps: int = 100_000
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Images an optimiser step, over all processes and accumulated parts together."""
+    accumulate: int = 1
+    """Parts that a process splits its share of the batch into, to fit memory; the gradients stay the same."""
+    seed: int = 0
+    """Of weights, crops and posterior noise."""
+    amp: bool = True
+    """Mixed precision: bf16 where the GPU has it, else fp16 with a loss scaler; on a CPU always fp32."""
+    compile: bool = True
+    """Compile the model on a CUDA GPU."""
+    deterministic: bool = False
+    """Bit-equal repetition on a GPU, slower."""
+    workers: int = -1
+    """Processes that decode images; -1: as many as there are cores, at most 16; 0: none."""
+    save_every: int = 1_000
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints kept, beside best/ and final/."""
+    validate_every: int = 1_000
+    """Steps between validations on held-out images, each with sample pictures."""
+    log_every: int = 50
+    """Steps between logged numbers."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; auto takes a GPU if there is one, and says so."""
+
+    def __post_init__(self) -> None:
+        for name, least in {"steps": 1, "batch_size": 1, "accumulate": 1, "workers": -1, "save_every": 1, "keep": 1,
+                            "validate_every": 1, "log_every": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; the least is {least}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay, gradient clipping, and an average of the weights."""
+
+    lr: float = 1e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's momenta."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    warmup: int = 500
+    """Steps of linear warm-up."""
+    final_lr: float = 0.01
+    """Learning rate at the end, as a share of the peak."""
+    clip: float = 1.0
+    """Largest gradient norm; larger gradients are scaled down. 0: no clipping."""
+    ema_decay: float = 0.999
+    """Decay of the exponential moving average of the weights, which is what is saved and measured."""
+
+
+def from_json(kind: type[Config], values: dict[str, Any]) -> Config:
+    """Rebuild a frozen dataclass from what `dataclasses.asdict` and JSON made of it.
+
+    Fields that an older version did not write take their defaults; those it no longer has are left out.
+    """
+    hints = get_type_hints(kind)
+    rebuilt = {}
+    for entry in fields(kind):
+        if entry.name not in values:
+            continue
+        value, hint = values[entry.name], hints[entry.name]
+        if is_dataclass(hint) and isinstance(value, dict):
+            value = from_json(hint, value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        elif hint == Path | None and value is not None:
+            value = Path(value)
+        rebuilt[entry.name] = value
+    return kind(**rebuilt)

@@ -1,0 +1,249 @@
+"""The one loop. It steps a `Task`, logs, validates, saves, and can be killed at any instant.
+
+- `launch_fabric`: device, precision and processes from a `RunConfig`; torchrun's variables are honoured.
+- `train`: the loop itself.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError, library
+from .checkpoint import checkpoints, load_state, prune, save_checkpoint
+from .config import RunConfig
+from .logs import RunLog, progress_bar
+from .task import Logged, Task
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def launch_fabric(config: RunConfig) -> Fabric:
+    """A launched Fabric: the device asked for, bf16 where the GPU has it, DDP over the processes of torchrun."""
+    import os
+
+    device = _device(config.device)
+    precision: Any = "32-true"
+    if config.amp and device == "cuda":
+        precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    elif device == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    local, world = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), int(os.environ.get("WORLD_SIZE", 1))
+    fabric = library("lightning_fabric").Fabric(
+        accelerator=device, devices=local, num_nodes=world // local, precision=precision,
+        strategy="ddp" if world > 1 else "auto",
+    )
+    fabric.launch()
+    return fabric
+
+
+def _device(wish: str) -> str:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wish == "auto":
+        return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
+    if not available[wish]:
+        raise UserError(f"--device {wish}: this torch ({torch.__version__}) sees no such device; use --device cpu.")
+    return wish
+
+
+def train(
+    task: Task, config: RunConfig, run: Path, fabric: Fabric, resume: Path | None = None, quiet: bool = False
+) -> dict[str, float]:
+    """Train `task` for `config.steps` steps into the folder `run`.
+
+    Args:
+        resume: a checkpoint folder to go on from.
+        quiet: no progress bar.
+
+    Returns:
+        The figures of the last validation.
+
+    Raises:
+        UserError: a loss is not finite, memory or the disk is full; the sentence names what was kept and what helps.
+        KeyboardInterrupt: after Ctrl-C, once the step in hand is finished and saved.
+    """
+    torch.manual_seed(config.seed)
+    task.setup(fabric)
+    start, best, figures = 0, -math.inf, {}
+    if resume is not None:
+        state = load_state(resume, fabric.device)
+        task.load_state(state["task"])
+        start, best, figures = state["step"], state["best"], state["figures"]
+        _load_random_state(state["random"], fabric)
+    main = fabric.is_global_zero
+    log = RunLog(run, start) if main else None
+    healthy = torch.zeros((), device=fabric.device)  # turns NaN or infinite with the first such loss
+
+    def save(folder: Path, step: int) -> None:
+        _check_finite(healthy, step, run)
+        state = {"task": task.state(), "step": step, "best": best, "figures": figures, "random": _random_state(fabric)}
+        if main:
+            save_checkpoint(folder, task, state, figures, step)
+            prune(run, config.keep)
+        fabric.barrier()
+
+    with progress_bar(main and not quiet) as bar, _stop_after_this_step() as stop:
+        row = bar.add_task(run.name, total=config.steps, completed=start, numbers="")
+        batches = task.batches(start, config.steps)
+        for position in range(start, config.steps):
+            logged = _step(task, next(batches), position, config)
+            healthy = healthy + 0.0 * torch.as_tensor(logged["loss"], device=fabric.device).detach()
+            step, last = position + 1, position + 1 == config.steps
+            bar.update(row, completed=step)
+            if step % config.log_every == 0 or last:
+                _check_finite(healthy, step, run)
+                numbers = _averaged(logged, fabric)
+                bar.update(row, numbers=" ".join(f"{k} {v:.4g}" for k, v in list(numbers.items())[:3]))
+                if log:
+                    log.write(step, numbers, "train")
+            if step % config.validate_every == 0 or last:
+                figures = task.validate()
+                picture = task.samples()
+                if log:
+                    log.write(step, figures, "validation")
+                    if picture is not None:
+                        log.picture(step, picture)
+                if figures[task.monitor] > best:
+                    _check_finite(healthy, step, run)
+                    best = figures[task.monitor]
+                    if main:
+                        save_checkpoint(run / "best", task, None, figures, step)
+            if last:
+                save(run / "final", step)
+                break
+            stopping = _agreed(stop, step, config, fabric)
+            if step % config.save_every == 0 or stopping:
+                save(run / f"step-{step}", step)
+            if stopping:
+                raise KeyboardInterrupt
+    if log:
+        log.close()
+    return figures
+
+
+def _agreed(stop: list[bool], step: int, config: RunConfig, fabric: Fabric) -> bool:
+    """Whether to stop now; several processes ask each other at the steps that log, so that all save the same step."""
+    if fabric.world_size == 1:
+        return bool(stop)
+    if step % config.log_every:
+        return False
+    return bool(fabric.all_reduce(torch.tensor(float(bool(stop)), device=fabric.device), reduce_op="sum") > 0)
+
+
+def _step(task: Task, batch: Any, position: int, config: RunConfig) -> Logged:
+    """One step; running out of memory becomes a sentence that names a split of the batch which fits."""
+    try:
+        return task.step(batch, position)
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as failure:
+        if not _out_of_memory(failure):
+            raise
+        reason = failure
+    fits, parts = batch, config.accumulate
+    while (fits := task.halve(fits)) is not None:
+        parts *= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            task.step(fits, position)  # the run ends here, so the weights may be spoiled by this trial
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as failure:
+            if not _out_of_memory(failure):
+                raise
+            continue
+        raise UserError(
+            f"Out of memory at step {position} with --batch-size {config.batch_size} --accumulate {config.accumulate}: "
+            f"--batch-size {config.batch_size} --accumulate {parts} fits and gives the same gradients; what was saved "
+            "before is untouched."
+        ) from reason
+    raise UserError(
+        f"Out of memory at step {position} even with one image at a time: train smaller crops (--size) or a smaller "
+        "model, or turn on --checkpointing."
+    ) from reason
+
+
+def _out_of_memory(failure: BaseException) -> bool:
+    text = str(failure)
+    return isinstance(failure, (torch.OutOfMemoryError, MemoryError)) or (
+        "can't allocate memory" in text or "out of memory" in text
+    )
+
+
+def _check_finite(healthy: Tensor, step: int, run: Path) -> None:
+    if bool(torch.isfinite(healthy)):
+        return
+    saved = checkpoints(run)
+    kept = f"the last good checkpoint is {saved[-1]}" if saved else "nothing was saved yet"
+    raise UserError(
+        f"The loss is not a finite number by step {step}: training stopped and {kept}; a lower --lr or a smaller "
+        "--clip usually helps."
+    )
+
+
+def _averaged(logged: Logged, fabric: Fabric) -> dict[str, float]:
+    """The numbers as plain floats, averaged over the processes."""
+    values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=fabric.device).detach() for v in logged.values()])
+    return dict(zip(logged, fabric.all_reduce(values, reduce_op="mean").tolist(), strict=True))
+
+
+@contextmanager
+def _stop_after_this_step() -> Iterator[list[bool]]:
+    """Yield a list that becomes non-empty with the first Ctrl-C or SIGTERM; a second Ctrl-C stops at once."""
+    stop: list[bool] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(True)
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: leave the signals alone
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _random_state(fabric: Fabric) -> dict[str, Any]:
+    """The global generators and the loss scaler; tasks draw from generators keyed by position instead."""
+    version, keys, index, has_gauss, gauss = np.random.get_state()
+    kind, words, normal = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(), "python": [kind, list(words), normal],
+        "numpy": [version, torch.from_numpy(keys.astype(np.int64)), int(index), int(has_gauss), float(gauss)],
+    }
+    if fabric.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(fabric.device)
+    scaler = getattr(fabric._precision, "scaler", None)
+    if scaler is not None:
+        state["scaler"] = scaler.state_dict()
+    return state
+
+
+def _load_random_state(state: dict[str, Any], fabric: Fabric) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    kind, words, normal = state["python"]
+    random.setstate((kind, tuple(words), normal))
+    version, keys, index, has_gauss, gauss = state["numpy"]
+    np.random.set_state((version, keys.cpu().numpy().astype(np.uint32), index, has_gauss, gauss))
+    if "cuda" in state and fabric.device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), fabric.device)
+    scaler = getattr(fabric._precision, "scaler", None)
+    if scaler is not None and "scaler" in state:
+        scaler.load_state_dict(state["scaler"])

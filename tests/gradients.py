@@ -1,0 +1,58 @@
+"""Gradients of the first step of the debug recipe, by one process and by two over gloo.
+
+Usage: gradients.py FOLDER. Writes one.pt, rank0.pt and rank1.pt: {"model": …, "disc": …, "logged": …}. The
+processes are forks of this one, so imports are paid once; they find each other as torchrun's children do.
+"""
+
+import os
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from omnilatent.autoencoders.recipes import debug
+from omnilatent.autoencoders.task import AutoencoderTask
+from omnilatent.training.loop import launch_fabric
+
+
+def first_step(accumulate: int = 1) -> dict:
+    config = debug()
+    config = replace(config, loss=replace(config.loss, disc_start_step=0), optimizer=replace(config.optimizer, clip=0.0),
+                     run=replace(config.run, batch_size=8, accumulate=accumulate, device="cpu", workers=0))
+    fabric = launch_fabric(config.run)
+    task = AutoencoderTask(config, "synthetic", "photos", lambda file, reason: None)
+    torch.manual_seed(config.run.seed)
+    task.setup(fabric)
+    saved = {}
+    for name, module, optimizer in [("model", task.bare, task.optimizer), ("disc", task.bare_disc, task.disc_optimizer)]:
+        optimizer.step = lambda name=name, module=module: saved.update(
+            {name: {k: p.grad.clone() for k, p in module.named_parameters()}})
+    batch = next(task.batches(0, 1))
+    logged = task.step(batch, 0)
+    return saved | {"logged": {k: float(v) for k, v in logged.items()}, "positions": batch.positions}
+
+
+def child(path: Path, variables: dict[str, str], accumulate: int = 1) -> int:
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(1)
+        os.environ.update(variables)
+        torch.save(first_step(accumulate), path)
+        os._exit(0)
+    return pid
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    two = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+           "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "False", "GROUP_RANK": "0",
+           "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "0"}
+    pids = [child(folder / "one.pt", {}), child(folder / "accumulated.pt", {}, accumulate=2)]
+    pids += [child(folder / f"rank{r}.pt", {**two, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(2)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    sys.exit(max(map(abs, codes)))

@@ -1,0 +1,155 @@
+"""The KL autoencoder: seed 002's architecture, parity with diffusers, its posterior, its recipes."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from omnilatent import hub
+from omnilatent.autoencoders import recipes
+from omnilatent.autoencoders.config import KLConfig
+from omnilatent.autoencoders.kl import KLAutoencoder, KLCodec, build_vae, config_of
+from omnilatent.latent import DiagonalGaussian, LatentSpec, Provenance
+
+TINY = KLConfig(widths=(8, 16), layers=1, latent_channels=3, norm_groups=4, attention=(2,))
+
+
+def vae_of(config: KLConfig) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_vae(config).eval()
+
+
+@pytest.fixture
+def codec() -> KLCodec:
+    spec = LatentSpec(3, 2, shift=(0.25,), scale=(1.5,))
+    return KLCodec(build_vae(TINY, spec), spec, Provenance("tiny", "kl"))
+
+
+def test_kl_f8_is_seed_002s_model() -> None:
+    with torch.device("meta"):
+        vae = build_vae(recipes.kl_f8().model)
+        small = build_vae(recipes.kl_f8_small().model)
+    assert sum(p.numel() for p in vae.parameters()) == 83_653_863
+    assert sum(p.numel() for p in small.parameters()) <= 3_500_000
+    assert recipes.kl_f8().model.downsampling == 8
+
+
+@pytest.mark.parametrize("name", hub.RECIPES)
+def test_every_recipe_builds_and_states_itself(name: str) -> None:
+    module, function = hub.RECIPES[name].split(":")
+    recipe = getattr(recipes, function)
+    config = recipe()
+    assert config.recipe == name and f"omnilatent train {name}" in recipe.__doc__
+    with torch.device("meta"):
+        vae = build_vae(config.model)
+    factor = {"f4": 4, "f8": 8, "f16": 16}.get(name.split("-")[1]) if "-" in name else config.model.downsampling
+    assert config.model.downsampling == factor
+    restored = config_of(vae)
+    assert asdict(restored) == asdict(config.model) | {"variational": True}
+
+
+@pytest.mark.parametrize("latent_channels", [1, 64])
+def test_latent_channels(latent_channels: int) -> None:
+    config = KLConfig(widths=(8, 8), layers=1, norm_groups=4, latent_channels=latent_channels)
+    mean, logvar = KLAutoencoder(vae_of(config)).posterior(torch.rand(1, 3, 8, 8))
+    assert mean.shape == logvar.shape == (1, latent_channels, 4, 4)
+
+
+def test_impossible_configurations_are_refused() -> None:
+    with pytest.raises(ValueError, match="--latent-channels is 65; possible are 1 to 64"):
+        KLConfig(latent_channels=65)
+    with pytest.raises(ValueError, match=r"--attention 3 is no level of this model; its levels are \[1, 2, 4, 8\]"):
+        KLConfig(attention=(3,))
+
+
+def test_attention_stands_where_it_was_asked_for() -> None:
+    vae = vae_of(TINY)
+    assert [hasattr(b, "attentions") for b in vae.encoder.down_blocks] == [False, True]
+    assert [hasattr(b, "attentions") for b in vae.decoder.up_blocks] == [True, False]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_training_forward_is_diffusers(checkpointing: bool) -> None:
+    vae = vae_of(TINY)
+    model = KLAutoencoder(vae, checkpointing).train()
+    images, noise = torch.rand(2, 3, 16, 16) * 2 - 1, torch.randn(2, 3, 8, 8)
+    out = model(images, noise)
+    posterior = vae.encode(images).latent_dist
+    torch.testing.assert_close(out.mean, posterior.mean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.logvar, posterior.logvar, atol=1e-5, rtol=0)
+    expected = vae.decode(posterior.mean + posterior.std * noise).sample
+    torch.testing.assert_close(out.images, expected, atol=1e-5, rtol=0)
+
+
+def test_the_codec_is_diffusers_with_the_normalisation(codec: KLCodec) -> None:
+    images = torch.rand(2, 3, 16, 12)
+    posterior = codec.module.encode(images * 2 - 1).latent_dist
+    latent = codec.encode(images)
+    torch.testing.assert_close(latent.mode(), (posterior.mean - 0.25) * 1.5, atol=1e-5, rtol=0)
+    expected = (codec.module.decode(posterior.mean).sample / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(codec.decode(latent), expected, atol=1e-5, rtol=0)
+    assert codec.module.config.scaling_factor == 1.5 and codec.module.config.shift_factor == 0.25
+
+
+def test_a_checkpoint_opens_here_and_in_plain_diffusers(codec: KLCodec, tmp_path) -> None:
+    folder = tmp_path / "ours"
+    with hub.new_folder(folder) as temporary:
+        hub.write_model(temporary, "kl", asdict(TINY), codec.spec, codec.module.state_dict(), "card")
+    again = hub.load(folder)
+    images = torch.rand(1, 3, 9, 21)
+    assert torch.equal(again.reconstruct(images), codec.reconstruct(images))
+    from diffusers import AutoencoderKL
+
+    again.to_diffusers().save_pretrained(tmp_path / "theirs")
+    plain = AutoencoderKL.from_pretrained(tmp_path / "theirs")
+    images = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        z = plain.encode(images * 2 - 1).latent_dist.mode()
+        assert torch.equal(plain.decode(z).sample, codec.module.decode(z).sample)
+    normalised = (z - plain.config.shift_factor) * plain.config.scaling_factor
+    torch.testing.assert_close(codec.encode(images).mode(), normalised)
+
+
+@pytest.mark.parametrize("size", [(37, 53), (1, 1), (255, 300), (40, 24)])
+def test_any_size_comes_back(codec: KLCodec, size: tuple[int, int]) -> None:
+    latent = codec.encode(torch.rand(1, 3, *size))
+    assert latent.mode().shape[-2:] == codec.spec.grid(size)
+    assert codec.decode(latent).shape[-2:] == size
+    assert codec.decode(latent.mode(), size=size).shape[-2:] == size
+    assert codec.decode(latent.sample()).shape[-2:] == tuple(2 * side for side in codec.spec.grid(size))
+
+
+def test_wrong_tensors_are_refused_with_both_shapes(codec: KLCodec) -> None:
+    with pytest.raises(ValueError, match=r"images have shape \(b, 3, h, w\); got \(3, 8, 8\)"):
+        codec.encode(torch.rand(3, 8, 8))
+    with pytest.raises(ValueError, match="divide 8-bit values by 255"):
+        codec.encode(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"has shape \(b, 3, h, w\); got \(1, 4, 4, 4\)"):
+        codec.decode(torch.rand(1, 4, 4, 4))
+
+
+def test_kl_is_that_of_torch_distributions() -> None:
+    spec = LatentSpec(4, 8, shift=(3.0,), scale=(0.2,))  # the normalisation must not enter
+    q, p = (DiagonalGaussian(torch.randn(2, 4, 5, 5), torch.randn(2, 4, 5, 5), spec) for _ in range(2))
+    normal = [torch.distributions.Normal(g.mean, (g.logvar / 2).exp()) for g in (q, p)]
+    unit = torch.distributions.Normal(0.0, 1.0)
+    oracle = torch.distributions.kl_divergence
+    torch.testing.assert_close(q.kl(), oracle(normal[0], unit).flatten(1).sum(1))
+    torch.testing.assert_close(q.kl(p), oracle(normal[0], normal[1]).flatten(1).sum(1))
+    assert torch.allclose(q.kl(q), torch.zeros(2), atol=1e-4)
+
+
+def test_samples_follow_the_posterior() -> None:
+    spec = LatentSpec(1, 1, shift=(1.0,), scale=(2.0,))
+    q = DiagonalGaussian(torch.full((1, 1, 200, 200), 3.0), torch.full((1, 1, 200, 200), -1.0), spec)
+    drawn = q.sample(torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, q.sample(torch.Generator().manual_seed(0)))
+    assert abs(drawn.mean().item() - 4.0) < 0.03
+    assert abs(drawn.std().item() - 2 * torch.exp(torch.tensor(-0.5)).item()) < 0.03
+
+
+def test_a_plain_autoencoder_gives_points() -> None:
+    spec = LatentSpec(3, 2, kind="point")
+    codec = KLCodec(vae_of(TINY), spec, Provenance("plain", "kl"))
+    images = torch.rand(1, 3, 8, 8)
+    assert torch.equal(codec.encode(images).mode(), codec.module.encode(images * 2 - 1).latent_dist.mean)
