@@ -85,9 +85,10 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
 
 
 def split_label(name: str) -> tuple[str | None, str]:
-    """`LABEL:NAME` → (LABEL, NAME). A name that is a path as it stands, a Windows drive included, has no label."""
+    """`LABEL:NAME` → (LABEL, NAME). A name that is a path as it stands, or that begins with a drive, has no label."""
     label, colon, target = name.partition(":")
-    if not colon or len(label) < 2 or Path(name).exists():
+    drive = os.name == "nt" and len(label) == 1 and target.startswith(("/", "\\"))
+    if not label or not colon or drive or Path(name).exists():
         return None, name
     return label, target
 
@@ -110,7 +111,9 @@ def locate(target: str) -> Path:
         return _newest_part(path)
     if target in bundled_names():
         return BUNDLED / target
-    if _HUB_ID.fullmatch(target) and not target.endswith(".safetensors"):
+    if path.suffix in {".safetensors", *PICKLES}:
+        raise UserError(f"There is no file {target}: check the path.")
+    if _HUB_ID.fullmatch(target):
         return _fetch(target)
     if target in RECIPES:
         raise UserError(
@@ -125,8 +128,9 @@ def _newest_part(path: Path) -> Path:
     """A run's folder → its final/, else best/, else newest step-N/; anything else as it is."""
     if not path.is_dir() or (path / "config.json").exists():
         return path
-    steps = sorted(path.glob("step-*/config.json"), key=lambda p: int(p.parent.name.removeprefix("step-")))
-    for part in [path / "final", path / "best", *(p.parent for p in reversed(steps))]:
+    steps = [step for step in path.glob("step-*") if step.name.removeprefix("step-").isdigit()]
+    steps.sort(key=lambda step: int(step.name.removeprefix("step-")), reverse=True)
+    for part in [path / "final", path / "best", *steps]:
         if (part / "config.json").exists():
             return part
     return path
@@ -168,27 +172,46 @@ def recognise(path: Path) -> str:
 def _fetch(repository: str) -> Path:
     """Download a hub repository's config and safetensors (its root's, else its vae/ folder's)."""
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError, GatedRepoError, HFValidationError, HTTPError, LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
+    unreachable: Exception | None = None
     try:
         for folder in ("", "vae/"):
             try:
-                config = huggingface_hub.hf_hub_download(repository, f"{folder}config.json")
-            except LocalEntryNotFoundError:
-                raise
+                huggingface_hub.hf_hub_download(repository, f"{folder}config.json")
+            except LocalEntryNotFoundError as failure:  # without a network the other folder may still be in the cache
+                unreachable = failure
+                continue
             except EntryNotFoundError:
                 continue
-            patterns = [f"{folder}{file}" for file in ("*.safetensors", "config.json", "README.md")]
-            ignored = ["*.fp16.safetensors", "*.non_ema.safetensors"]
-            huggingface_hub.snapshot_download(repository, allow_patterns=patterns, ignore_patterns=ignored)
-            return Path(config).parent
-    except RepositoryNotFoundError as failure:
-        raise UserError(f"The hub has no model {repository}, or it is private: check the name, or log in.") from failure
-    except Exception as failure:
+            wanted = [f"{folder}{file}" for file in ("config.json", "*.safetensors", "*.safetensors.index.json")]
+            ignored = [f"{folder}{file}" for file in ("*.fp16.safetensors", "*.non_ema.safetensors", "*/*")]
+            return Path(huggingface_hub.snapshot_download(
+                repository, allow_patterns=[*wanted, "README.md"], ignore_patterns=ignored))
+    except GatedRepoError as failure:
         raise UserError(
-            f"The hub could not be reached for {repository} ({type(failure).__name__}): fetch its config.json and "
-            "diffusion_pytorch_model.safetensors into a folder elsewhere and give that folder's path."
+            f"The hub gives {repository} only to those who accepted its terms: accept them on its page, then "
+            "'hf auth login'."
         ) from failure
+    except RepositoryNotFoundError as failure:
+        raise UserError(
+            f"{repository} is no path here, and the hub has no such model or it is private: check the name, or "
+            "'hf auth login'."
+        ) from failure
+    except HFValidationError as failure:
+        raise UserError(f"{repository} is neither an existing path nor a hub id ({failure}).") from failure
+    except (OSError, HTTPError) as failure:
+        if is_disk_full(failure):
+            raise UserError(f"The disk is full while downloading {repository}: free space and repeat it.") from failure
+        unreachable = failure
+    if unreachable is not None:
+        raise UserError(
+            f"{repository} is no path here, and the hub could not be reached ({type(unreachable).__name__}): fetch its "
+            "config.json and diffusion_pytorch_model.safetensors into a folder elsewhere and give that folder's path."
+        ) from unreachable
     raise UserError(f"The hub repository {repository} holds no config.json, neither at its root nor in vae/.")
 
 
@@ -214,7 +237,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: it was written by a newer omnilatent, or its kind is unknown.
     """
     config = read_json(folder / "config.json")
-    form = config["omnilatent"]["format"]
+    written = config.get("omnilatent")
+    form = written.get("format") if isinstance(written, dict) else None
+    if not isinstance(form, int):
+        raise UserError(f"{folder / 'config.json'} does not state its format: restore it from its source.")
     if form > FORMAT:
         raise UserError(
             f"{folder} was written by omnilatent {config['omnilatent'].get('version')} (format {form}; this version "
@@ -223,7 +249,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     for older in range(form, FORMAT):
         config = UPGRADES[older](config)
     if config.get("kind") not in OPENERS:
-        raise UserError(f"{folder} holds a model of the unknown kind {config.get('kind')!r}: known are {', '.join(OPENERS)}.")
+        known = ", ".join(OPENERS)
+        raise UserError(f"{folder} holds a model of the unknown kind {config.get('kind')!r}: known are {known}.")
     return config
 
 
@@ -258,6 +285,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     An existing `path` is replaced. A full disk becomes a `UserError`.
     """
     temporary = path.with_name(f".writing-{path.name}-{os.getpid()}")
+    retired = path.with_name(f".retired-{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -266,14 +294,15 @@ def new_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        retired = path.with_name(f".retired-{path.name}")
         if path.exists():
             shutil.rmtree(retired, ignore_errors=True)
             path.rename(retired)
         temporary.rename(path)
         shutil.rmtree(retired, ignore_errors=True)
-    except Exception as failure:
+    except BaseException as failure:  # Ctrl-C too
         shutil.rmtree(temporary, ignore_errors=True)
+        if retired.exists() and not path.exists():
+            retired.rename(path)
         if is_disk_full(failure):
             raise UserError(f"The disk is full or a quota is reached while writing {path}: free space and repeat "
                             "the command; what was saved before is untouched.") from failure

@@ -61,7 +61,7 @@ def kl(shapes: Shapes) -> Config:
             "AttnUpDecoderBlock2D" if i in attentive_up else "UpDecoderBlock2D" for i in range(len(widths))],
         "use_quant_conv": "quant_conv.weight" in shapes, "use_post_quant_conv": "post_quant_conv.weight" in shapes,
         "mid_block_add_attention": any(name.startswith("encoder.mid_block.attentions.") for name in shapes),
-        "scaling_factor": 1.0,  # unless the table of configurations knows it; diffusers' default is Stable Diffusion 1's
+        "scaling_factor": 1.0,  # unless the table knows it; diffusers' own default is SD 1's
     }
 
 
@@ -131,5 +131,6 @@ def hunyuan_image(shapes: Shapes) -> Config:
         level_ended = False
     return {"in_channels": shapes["encoder.conv_in.weight"][1], "out_channels": shapes["decoder.conv_out.weight"][0],
             "latent_channels": shapes["decoder.conv_in.weight"][1], "block_out_channels": widths,
-            "layers_per_block": layers, "spatial_compression_ratio": 2**halvings, "scaling_factor": 1.0,
+            "layers_per_block": layers, "spatial_compression_ratio": 2**halvings,
+            "scaling_factor": 1.0, "sample_size": 384,  # the latter only matters for diffusers' own tiling
             "downsample_match_channel": matching, "upsample_match_channel": matching}

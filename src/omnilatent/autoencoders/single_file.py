@@ -97,6 +97,8 @@ def open_file(path: Path, name: str) -> Codec:
         return folder_codec
     with open_safetensors(path) as handle:
         keys, metadata = list(handle.keys()), handle.metadata() or {}
+        if METADATA in metadata:
+            return _open_exported(path, name, metadata)
         if any(".pool." in key for key in keys) and path.name.startswith("taef2_"):
             return taef2.open_folder(path.parent, name)
         halves = _other_half(path, keys)
@@ -112,8 +114,7 @@ def open_file(path: Path, name: str) -> Codec:
     new = layout.rename(found)
     tensors = {new[key]: _squeezed(new[key], tensor, layout) for key, tensor in tensors.items()}
     elsewhere = [key for key in keys if prefix and not key.startswith(prefix)]
-    config, told = _configuration(layout, Shapes({k: tuple(t.shape) for k, t in tensors.items()}, path), metadata,
-                                  elsewhere, path)
+    config, told = _configuration(layout, Shapes({k: tuple(t.shape) for k, t in tensors.items()}, path), elsewhere)
     if len(statistics) == 2:  # Playground 2.5's checkpoints carry their latent's moments a channel
         config.update(scaling_factor=0.5, latents_mean=statistics["edm_mean"], latents_std=statistics["edm_std"])
         told = "Playground 2.5's normalisation (from edm_mean and edm_std in the file)."
@@ -138,6 +139,23 @@ def _as_part_of_a_folder(path: Path, name: str) -> Codec | None:
         sharded = (path.parent / INDEX).exists()
         return diffusers_codecs.open_folder(path.parent, name, None if sharded else [path])
     return None
+
+
+def _open_exported(path: Path, name: str, metadata: dict[str, str]) -> Codec:
+    """A file by `omnilatent export` states its class and configuration."""
+    try:
+        stated = json.loads(metadata[METADATA])
+        class_name, config = stated["class"], stated["config"]
+        if class_name not in diffusers_codecs.FAMILIES:
+            raise KeyError(class_name)
+    except (ValueError, KeyError, TypeError) as failure:
+        raise UserError(f"{path} states no class that we know in its '{METADATA}' entry ({failure}).") from failure
+    module = build(class_name, config, read_tensors([path]), path)
+    provenance = Provenance(
+        name=name, kind="single-file", path=str(path), weights_hash=hub.file_hash(path),
+        licence=metadata.get("license", "not stated"), card="Its class and configuration are stored in the file.",
+    )
+    return diffusers_codecs.DiffusersCodec(module, provenance)
 
 
 def _find(path: Path, all_shapes: dict[str, tuple[int, ...]]) -> tuple[str, dict[str, tuple[int, ...]]]:
@@ -185,12 +203,8 @@ def _squeezed(name: str, tensor: Tensor, layout: Layout) -> Tensor:
     return tensor
 
 
-def _configuration(
-    layout: Layout, found: Shapes, metadata: dict[str, str], elsewhere: list[str], path: Path
-) -> tuple[dict[str, Any], str]:
+def _configuration(layout: Layout, found: Shapes, elsewhere: list[str]) -> tuple[dict[str, Any], str]:
     """The configuration, and a sentence about where its normalisation comes from."""
-    if METADATA in metadata:
-        return json.loads(metadata[METADATA])["config"], "The configuration is the one stored in the file."
     config = layout.configure(found)
     channels = config.get("latent_channels", config.get("z_dim"))
     rows = [hub.read_json(file) for file in sorted(CONFIGS.glob("*.json"))]
@@ -198,7 +212,7 @@ def _configuration(
     if not rows:
         return config, f"No known {layout.class_name} has {channels} channels: the latent is not normalised."
     inside = [r for r in rows if any(key.startswith(mark) for mark in r["inside"] for key in elsewhere)]
-    named = [r for r in rows if any(part in path.name.lower() for part in r["names"])]
+    named = [r for r in rows if any(part in found.source.name.lower() for part in r["names"])]
     for chosen, how in ((inside, "known by the checkpoint's other tensors"), (named, "known by the file's name"),
                         ([r for r in rows if r["assumed"]], "" if len(rows) == 1 else "assumed")):
         if chosen:

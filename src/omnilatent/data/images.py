@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -73,7 +74,9 @@ def read_image(file: BinaryIO | Path, name: str, max_pixels: int = MAX_PIXELS) -
     Raises:
         UnreadableImage: missing or forbidden, empty, no image, damaged or truncated, above `max_pixels`.
     """
-    with _opened(file, name) as stream:
+    with _opened(file, name) as stream, warnings.catch_warnings():
+        # Pillow warns about odd metadata, which changes nothing here, once for each worker; the picture decides.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         image = _read_header(stream, name)
         width, height = image.size
         if width * height > max_pixels:
@@ -121,11 +124,11 @@ def _read_header(stream: BinaryIO, name: str) -> Image.Image:
             raise UnreadableImage(name, "is empty (0 bytes): delete it or copy it again")
         for form in FORMATS:
             factory, accept = Image.OPEN[form]
-            accepted = accept is None or accept(prefix)
-            if not accepted or isinstance(accepted, str):  # a string says why this Pillow cannot open the format
-                continue
-            stream.seek(0)
             try:
+                accepted = accept is None or accept(prefix)
+                if not accepted or isinstance(accepted, str):  # a string says why this Pillow cannot open the format
+                    continue
+                stream.seek(0)
                 image = factory(stream, "")
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue

@@ -79,15 +79,16 @@ def _add_grid(canvas: np.ndarray, seed: int, index: int) -> None:
     """Two families of parallel lines at right angles, turned, with edges one pixel soft."""
     size = canvas.shape[-1]
     spacing, upright, turn, shift, width, colour, strength = draws("grid", seed, index, count=7)
-    period = max(4.0, (0.05 + 0.2 * unit(spacing)) * size)
-    half_width = 0.5 + (0.02 + 0.1 * unit(width)) * period
+    period = (0.05 + 0.2 * unit(spacing)) * size
+    half_width = (0.04 + 0.1 * unit(width)) * period
     angle = below(upright, 2) * unit(turn) * math.pi / 2
     x = np.arange(size, dtype=np.float32) + 0.5
     cover = np.zeros((size, size), np.float32)
     for along, across in ((math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))):
         position = (along * x[None, :] + across * x[:, None]) / period + unit(shift)
         to_line = np.abs(position - np.rint(position)) * period
-        np.maximum(cover, (half_width - to_line + 0.5).clip(0, 1), out=cover)
+        covered = np.minimum(to_line + 0.5, half_width) - np.maximum(to_line - 0.5, -half_width)  # of a pixel's width
+        np.maximum(cover, covered, out=cover)
     cover *= 0.4 + 0.6 * unit(strength)
     canvas += cover * (_colour(colour) - canvas)
 

@@ -119,7 +119,8 @@ class LPIPS(nn.Module):
                 smallest (16 for VGG, 31 for AlexNet).
         """
         if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f"LPIPS takes two batches of shape (b, 3, h, w); got {tuple(x.shape)} and {tuple(y.shape)}")
+            raise ValueError("LPIPS takes two batches of shape (b, 3, h, w); "
+                             f"got {tuple(x.shape)} and {tuple(y.shape)}")
         if min(x.shape[-2:]) < self.network.min_side:
             raise ValueError(f"LPIPS ({self.net}) needs sides of at least {self.network.min_side} pixels; "
                              f"got {tuple(x.shape[-2:])}")

@@ -83,7 +83,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give the path of a weight file.") from None
     except Exception as failure:  # whatever the unpickler makes of foreign bytes
-        raise UserError(f"{path} cannot be read as weights ({type(failure).__name__}): fetch the file again.") from failure
+        sentence = f"{path} cannot be read as weights ({type(failure).__name__}): fetch the file again."
+        raise UserError(sentence) from failure
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} does not hold a state dictionary of tensors: give the published file.")
     return state

@@ -40,10 +40,10 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def inception_available() -> str | None:
     """None where Inception can be had, else the sentence that says what to install or fetch."""
     missing = INCEPTION.missing()
-    if importlib.util.find_spec("torch_fidelity") is None:
-        install = "rFID (Inception) needs the library torch-fidelity: pip install 'omnilatent[perceptual]'"
-        return f"{install}." if missing is None else f"{install}, and {INCEPTION.name}: fetch {INCEPTION.url} into {folders()[0]}."
-    return missing
+    if all(importlib.util.find_spec(name) for name in ("torch_fidelity", "torchvision")):  # it imports the other
+        return missing
+    needs = "rFID (Inception) needs the library torch-fidelity: pip install 'omnilatent[perceptual]'"
+    return f"{needs}." if missing is None else f"{needs}, and fetch {INCEPTION.url} into {folders()[0]}."
 
 
 class InceptionFeatures(nn.Module):
@@ -151,5 +151,5 @@ def _check_large(folder: Path) -> None:
     expected = {"model_type": "dinov2", "hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14}
     for key, value in expected.items():
         if config.get(key) != value:
-            raise UserError(f"{folder} is not {DINO}: its config.json has {key} {config.get(key)!r}, expected {value!r}: "
-                            f"fetch {DINO} into it.")
+            raise UserError(f"{folder} is not {DINO}: its config.json has {key} {config.get(key)!r}, expected "
+                            f"{value!r}: fetch {DINO} into it.")

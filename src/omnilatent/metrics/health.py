@@ -22,7 +22,8 @@ ACTIVE = 0.01  # variance of the posterior mean, Burda et al. 2016
 
 
 def latent_health(
-    codec: Codec, images: Tensor | Iterable[Tensor], seed: int = 0, limit: int = 16, size: int = 256, batch_size: int = 4
+    codec: Codec, images: Tensor | Iterable[Tensor], seed: int = 0, limit: int = 16, size: int = 256,
+    batch_size: int = 4,
 ) -> dict[str, Any]:
     """Measure the latent space on a few pictures.
 
@@ -76,7 +77,7 @@ def channel_statistics(z: Tensor, posteriors: list[DiagonalGaussian]) -> dict[st
     A unit is a channel. It is active when Var_x(E[z|x]) > 0.01 (Burda et al. 2016, arXiv 1509.00519, section 5.1):
     the variance over pictures at each position, mean over positions. It needs two pictures.
     """
-    values = z.transpose(0, 1).flatten(1).double().cpu()  # (c, n·h·w)
+    values = z.transpose(0, 1).flatten(1).cpu().double()  # (c, n·h·w)
     mean, deviation = values.mean(1), values.std(1, correction=0)
     standard = (values - mean[:, None]) / deviation[:, None]
     channels: dict[str, list[Any]] = {
@@ -85,8 +86,8 @@ def channel_statistics(z: Tensor, posteriors: list[DiagonalGaussian]) -> dict[st
     }
     if not posteriors:
         return {"channels": channels}
-    mu = torch.cat([q.mean.double().cpu() for q in posteriors])
-    logvar = torch.cat([q.logvar.double().cpu() for q in posteriors])
+    mu = torch.cat([q.mean.cpu().double() for q in posteriors])
+    logvar = torch.cat([q.logvar.cpu().double() for q in posteriors])
     terms = 0.5 * (mu**2 + logvar.exp() - 1 - logvar)
     channels["kl"] = _numbers(terms.mean((0, 2, 3)))
     found: dict[str, Any] = {"channels": channels, "kl": float(terms.sum((1, 2, 3)).mean()), "active_units": None}
@@ -110,7 +111,7 @@ def spectrum_slope(maps: Tensor) -> float | None:
     bins = min(height, width) // 2
     band = (radius(height, width) * bins).long().clamp(max=bins - 1)
     size = torch.bincount(band.flatten(), minlength=bins).double()
-    power = (radial_power(maps, bins).double().mean(0).cpu() / size)[1:-1]
+    power = (radial_power(maps, bins).cpu().double().mean(0) / size)[1:-1]
     if not bool((power > 1e-12).all()):
         return None
     frequency = ((torch.arange(bins).double() + 0.5) / bins)[1:-1].log()

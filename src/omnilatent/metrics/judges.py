@@ -21,6 +21,7 @@ from ..losses.lpips import LPIPS, NETWORKS, NetworkName
 from .frechet import DinoFeatures, InceptionFeatures
 from .moments import RunningMoments
 from .pixel import MIN_SIDE, high_frequency_ratio, ms_ssim, psnr, ssim, vif
+from .precision import ieee_float32
 from .results import Figure
 
 _FLOOR = 1e-6  # what a power ratio of 0 counts as in a geometric mean
@@ -81,8 +82,9 @@ class Frechet:
         self.ours, self.theirs = RunningMoments(dim), RunningMoments(dim)
 
     def add(self, reconstruction: Tensor, original: Tensor) -> None:
-        self.ours.update(self.network(_colour(reconstruction)))
-        self.theirs.update(self.network(_colour(original)))
+        with ieee_float32():
+            self.ours.update(self.network(_colour(reconstruction)))
+            self.theirs.update(self.network(_colour(original)))
 
     def figure(self, n: int) -> Figure:
         if n < 2:
@@ -126,7 +128,12 @@ def open_judge(name: str, device: torch.device) -> Judge:
 
 def _lpips(net: NetworkName, device: torch.device) -> Judge:
     network = LPIPS(net).to(device)
-    return PerImage(lambda x, y: network(_colour(x), _colour(y)), NETWORKS[net].min_side)
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        with ieee_float32():
+            return network(_colour(x), _colour(y))
+
+    return PerImage(distance, NETWORKS[net].min_side)
 
 
 def _inception(device: torch.device) -> Judge:
@@ -147,7 +154,7 @@ _PIXEL: dict[str, Callable[[], Judge]] = {
     "psnr": lambda: PerImage(psnr),
     "ssim": lambda: PerImage(ssim, MIN_SIDE["ssim"]),
     "ms_ssim": lambda: PerImage(ms_ssim, MIN_SIDE["ms_ssim"]),
-    "vif": lambda: PerImage(vif, MIN_SIDE["vif"], undefined="hold a flat channel, which has no information to keep"),
+    "vif": lambda: PerImage(vif, MIN_SIDE["vif"], undefined="are flat and hold no information"),
     "spectrum_high": lambda: PerImage(high_frequency_ratio, MIN_SIDE["spectrum_high"], "geometric",
                                       "have no power at high frequencies"),
 }

@@ -69,10 +69,10 @@ def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> fl
     Returns:
         At least 0 (rounding below it is cut).
     """
-    mu1, cov1, mu2, cov2 = (torch.as_tensor(t).double().cpu() for t in (mu1, cov1, mu2, cov2))
+    mu1, cov1, mu2, cov2 = (torch.as_tensor(t).cpu().double() for t in (mu1, cov1, mu2, cov2))
     if mu1.shape != mu2.shape or cov1.shape != cov2.shape or cov1.shape != (len(mu1), len(mu1)):
-        raise ValueError(f"expected two means (d,) and covariances (d, d); got {tuple(mu1.shape)}, {tuple(cov1.shape)}, "
-                         f"{tuple(mu2.shape)}, {tuple(cov2.shape)}")
+        shapes = ", ".join(str(tuple(t.shape)) for t in (mu1, cov1, mu2, cov2))
+        raise ValueError(f"expected two means (d,) and covariances (d, d); got {shapes}")
     values, vectors = torch.linalg.eigh((cov1 + cov1.T) / 2)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = root @ ((cov2 + cov2.T) / 2) @ root

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import library
+from .precision import ieee_float32
 
 # Smallest height and width: SSIM's window is 11; MS-SSIM needs it on the fifth scale (torchmetrics: 11 · 16); VIF
 # shrinks four times by up to 17 taps; below 16 pixels a radial spectrum has no bands to speak of.
@@ -40,6 +41,7 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     return (10 * torch.log10(255**2 / error)).clamp(max=PSNR_CAP)
 
 
+@ieee_float32()
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Structural similarity of each image `(b,)` (Wang et al. 2004): Gaussian window of 11 pixels, σ 1.5, range 1.
 
@@ -47,9 +49,11 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     """
     _check(x, y, "ssim")
     metric = library("torchmetrics.functional.image").structural_similarity_index_measure
-    return metric(x.float(), y.float(), sigma=1.5, kernel_size=11, data_range=1.0, reduction="none").view(len(x))
+    found = metric(x.float(), y.float(), sigma=1.5, kernel_size=11, data_range=1.0, reduction="none")
+    return found.view(len(x))
 
 
+@ieee_float32()
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     """Multi-scale SSIM of each image `(b,)` (Wang, Simoncelli & Bovik 2003): five scales, negative terms count 0."""
     _check(x, y, "ms_ssim")
@@ -58,16 +62,20 @@ def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     return found.view(len(x))
 
 
+@ieee_float32()
 def vif(reconstruction: Tensor, original: Tensor) -> Tensor:
     """Pixel-based visual information fidelity of each image `(b,)` (Sheikh & Bovik 2006), mean over the channels.
 
-    1 for equal images, lower for blur, above 1 for raised contrast; NaN where the original is flat and holds no
-    information.
+    1 for equal images, lower for blur, above 1 for raised contrast. A flat channel holds no information to keep and is
+    left out; NaN where the whole original is flat.
     """
     _check(reconstruction, original, "vif")
     metric = library("torchmetrics.functional.image").visual_information_fidelity
     # Its noise variance of 2 is meant for values up to 255.
-    return metric(reconstruction.float() * 255, original.float() * 255, reduction="none").view(len(original))
+    ours, theirs = ((t.float() * 255).flatten(0, 1).unsqueeze(1) for t in (reconstruction, original))  # (b·c, 1, h, w)
+    found = metric(ours, theirs, reduction="none")
+    flat = theirs.amax((1, 2, 3)) - theirs.amin((1, 2, 3)) < 0.5
+    return torch.where(flat, torch.nan, found).view(original.shape[:2]).nanmean(1)
 
 
 def spectrum_ratio(reconstruction: Tensor, original: Tensor, bins: int = BANDS) -> tuple[Tensor, Tensor]:
@@ -93,7 +101,7 @@ def high_frequency_ratio(reconstruction: Tensor, original: Tensor) -> Tensor:
 
 
 def radial_power(images: Tensor, bins: int) -> Tensor:
-    """Power of `(b, c, h, w)`, summed over channels and over the frequencies of each of `bins` radial bands, `(b, bins)`."""
+    """Power of `(b, c, h, w)` summed over channels and over the frequencies of each radial band, `(b, bins)`."""
     height, width = images.shape[-2:]
     window = torch.outer(_hann(height, images), _hann(width, images))
     centred = images.float() - images.float().mean((2, 3), keepdim=True)

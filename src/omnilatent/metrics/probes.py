@@ -48,7 +48,9 @@ def cycle_error(codec: Codec, z: Tensor, batch_size: int, decoded: Tensor | None
     return float(error / spread) if spread > 0 else None
 
 
-def cycle_errors(codec: Codec, z: Tensor, decoded: Tensor, batch_size: int, generator: torch.Generator) -> dict[str, float | None]:
+def cycle_errors(
+    codec: Codec, z: Tensor, decoded: Tensor, batch_size: int, generator: torch.Generator
+) -> dict[str, float | None]:
     """`cycle_error` on real `z` (whose pictures are `decoded`), on midpoints of neighbours in the list (as Berthelot
     et al. 2019, arXiv 1807.07543, interpolate; None for one image), and on z ~ N(0, I)."""
     prior = torch.randn(z.shape, generator=generator).to(z)
@@ -60,7 +62,9 @@ def cycle_errors(codec: Codec, z: Tensor, decoded: Tensor, batch_size: int, gene
     }
 
 
-def noise_psnr(codec: Codec, z: Tensor, decoded: Tensor, batch_size: int, generator: torch.Generator) -> dict[str, float]:
+def noise_psnr(
+    codec: Codec, z: Tensor, decoded: Tensor, batch_size: int, generator: torch.Generator
+) -> dict[str, float]:
     """Mean PSNR in dB of D(z + ε σ n) against D(z), n ~ N(0, I), σ each channel's standard deviation over real z.
 
     High means that neighbours in the latent space are neighbours as pictures, which is what a diffusion model's

@@ -43,7 +43,7 @@ PROTOCOL = (
 )
 SPEED_SIZE = 256
 # Health decodes each picture about nine times: a large model takes seconds for one on a CPU.
-HEALTH_CPU, HEALTH_GPU = {"limit": 8, "size": 128}, {"limit": 16, "size": 256}
+HEALTH_CPU, HEALTH_GPU = {"limit": 4, "size": 128}, {"limit": 16, "size": 256}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def evaluate(
         metrics: keys of `METRICS`; by default all that apply.
         seed: of what is random in the latent health.
         keep: so many pictures to return, spread evenly over the set: the same for every codec.
-        health: measure the latent health, on at most 16 images.
+        health: measure the latent health, on 16 images of at most 256², on a CPU on 4 of at most 128².
         speed: time encoding and decoding, at 256².
         progress: called with (steps done, steps in all): a step for each image, and one each for health and speed.
 
@@ -82,13 +82,15 @@ def evaluate(
     """
     spec = codec.spec
     if not spec.decodes:
-        raise UserError(f"{codec.label} only encodes: there are no reconstructions to evaluate; give a codec that decodes.")
+        raise UserError(f"{codec.label} only encodes: there are no reconstructions to evaluate; give a codec that "
+                        "decodes.")
     if spec.image_channels not in (1, 3):
         raise UserError(f"{codec.label} takes images of {spec.image_channels} channels; evaluate knows 1 and 3.")
     chosen = choose(metrics)
     judges = open_judges(chosen, codec.device)
     steps = len(images) + health + speed
-    shown, probed = _spread(len(images), keep), _spread(len(images), HEALTH_GPU["limit"] if health else 0)
+    setting = HEALTH_CPU if codec.device.type == "cpu" else HEALTH_GPU
+    shown, probed = _Spread(len(images), keep), _Spread(len(images), setting["limit"] if health else 0)
     keys: list[str] = []
     pictures: list[Picture] = []
     samples: list[Tensor] = []
@@ -101,12 +103,11 @@ def evaluate(
             judge.add(reconstruction, original)
         _count_codes(books, latent, spec.codebook_size)
         for offset, name in enumerate(names):
-            position = len(keys)
-            keys.append(name)
-            if position in shown:
+            if shown.take(len(keys), len(images.skipped)):
                 pictures.append(Picture(name, _bytes(original[offset]), _bytes(reconstruction[offset])))
-            if position in probed:
+            if probed.take(len(keys), len(images.skipped)):
                 samples.append(original[offset].cpu())
+            keys.append(name)
         if progress:
             progress(min(len(keys) + len(images.skipped), len(images)), steps)
     if not keys:
@@ -115,12 +116,12 @@ def evaluate(
     found = {name: judge.figure(len(keys)) for name, judge in judges.items()}
     found |= _codebook_figures(books) | _size_figures(codec, len(books))
     evaluation = Evaluation(
-        label=codec.label, codec=_describe(codec), keys=keys, conditions=_conditions(codec, images, keys, batch_size, seed),
+        label=codec.label, codec=_describe(codec), keys=keys,
+        conditions=_conditions(codec, images, keys, batch_size, seed),
         per_image={name: judge.values for name, judge in judges.items() if judge.values},
     )
     if health:
-        setting = HEALTH_CPU if codec.device.type == "cpu" else HEALTH_GPU
-        evaluation.health = latent_health(codec, samples[:: max(1, len(samples) // setting["limit"])], seed, **setting)
+        evaluation.health = latent_health(codec, samples, seed, **setting)
         if progress:
             progress(len(images) + 1, steps)
     if speed and {"encode_ips", "decode_ips"} & set(chosen):
@@ -142,7 +143,8 @@ def _reconstruct(codec: Codec, original: Tensor, names: list[str]) -> tuple[Late
     except torch.OutOfMemoryError as failure:
         count, height, width = len(original), *original.shape[-2:]
         remedy = f"use --batch-size {max(1, count // 2)}" if count > 1 else "use smaller images, or another device"
-        raise UserError(f"{codec.label} ran out of memory on {count} images of {height}×{width}: {remedy}.") from failure
+        sentence = f"{codec.label} ran out of memory on {count} images of {height}×{width}: {remedy}."
+        raise UserError(sentence) from failure
     finite = torch.isfinite(decoded).flatten(1).all(1)
     if not bool(finite.all()):
         bad = names[int((~finite).nonzero()[0])]
@@ -175,10 +177,12 @@ def _codebook_figures(books: list[CodebookUsage]) -> dict[str, Figure]:
         return {}
     size, n = books[0].codebook_size, sum(book.total for book in books)
     note = f"of {size} codes" if len(books) == 1 else f"mean of {len(books)} books of {size} codes"
-    return {
-        name: Figure(sum(float(getattr(book, attribute)) for book in books) / len(books), n, note)
-        for name, attribute in {"codes_used": "used", "entropy_bits": "entropy_bits", "perplexity": "perplexity"}.items()
+    values = {
+        "codes_used": [float(book.used) for book in books],
+        "entropy_bits": [book.entropy_bits for book in books],
+        "perplexity": [book.perplexity for book in books],
     }
+    return {name: Figure(sum(counts) / len(counts), n, note) for name, counts in values.items()}
 
 
 def _size_figures(codec: Codec, books: int) -> dict[str, Figure]:
@@ -215,11 +219,23 @@ def _dtype(codec: Codec) -> str:
     return str(codec.dtype).removeprefix("torch.")
 
 
-def _spread(n: int, count: int) -> set[int]:
-    """`count` positions spread evenly over `n`, the first and the last among them."""
-    if count >= n:
-        return set(range(n))
-    return {round(i * (n - 1) / max(1, count - 1)) for i in range(count)}
+@dataclass
+class _Spread:
+    """Chooses `count` of `n` candidates, the middles of equal stretches; all of them where there are no more.
+
+    Unreadable candidates become known on the way: they shorten the stretches that are left.
+    """
+
+    n: int
+    count: int
+    taken: int = 0
+
+    def take(self, position: int, skipped: int) -> bool:
+        """Whether the readable image at `position` is one, when `skipped` were found unreadable so far."""
+        if self.taken == self.count or position < int((self.taken + 0.5) * (self.n - skipped) / self.count):
+            return False
+        self.taken += 1
+        return True
 
 
 def _bytes(image: Tensor) -> np.ndarray:

@@ -15,7 +15,7 @@ import torch
 
 from ..latent import Codec
 
-BUDGET = 10.0  # seconds for the timed calls; a first call always happens
+BUDGET = 6.0  # seconds for the timed calls; a first call always happens
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def measure_speed(
     """Time `codec.encode` and `codec.decode` on noise, where the codec is and in its dtype.
 
     A call that encodes and decodes one image comes first, as a warm-up. Where a batch would not fit into `budget`
-    twice over, the batch is made smaller, down to 1 (large models on a CPU take seconds an image); `Speed` says what
-    was used. On a GPU every call ends with a synchronisation, so that the work is timed and not its launch.
+    four times over, the batch is made smaller, down to 1 (large models on a CPU take seconds an image); `Speed` says
+    what was used. On a GPU every call ends with a synchronisation, so that the work is timed and not its launch.
 
     Args:
         size: the side of the square images.
@@ -59,7 +59,7 @@ def measure_speed(
     cost = _timed(lambda: codec.decode(codec.encode(one)), device)
     if cost < budget / 4:  # the very first call also sets things up; ask again where that is cheap
         cost = _timed(lambda: codec.decode(codec.encode(one)), device)
-    batch_size = max(1, min(batch_size, int(budget / (2 * max(cost, 1e-9)))))
+    batch_size = max(1, min(batch_size, int(budget / (4 * max(cost, 1e-9)))))
     batch = images(batch_size)
     latent = codec.encode(batch)
     if batch_size > 1:  # a new shape: kernels are chosen and memory is taken again

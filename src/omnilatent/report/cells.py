@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from ..metrics.protocol import METRICS
+from ..metrics.catalogue import METRICS
 from ..metrics.results import Evaluation, Figure
 
 MISSING = "—"
@@ -136,10 +136,10 @@ def _has(figure: Figure | None) -> bool:
 
 
 def _best(column: Column, evaluations: Sequence[Evaluation], nulls: Mapping[str, str]) -> str | None:
-    """The printed best value among the codecs that compete; None where fewer than two do, or nothing is better."""
+    """The printed best value among the codecs that compete; None where there is none, or all tie."""
     values = [e.figures[column.key].value for e in evaluations
               if e.label not in nulls and _has(e.figures.get(column.key))]
-    if column.better not in {"higher", "lower"} or len(values) < 2:
+    if column.better not in {"higher", "lower"} or len({format_value(column.key, v) for v in values}) < 2:
         return None
     return format_value(column.key, max(values) if column.better == "higher" else min(values))
 

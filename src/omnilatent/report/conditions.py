@@ -2,7 +2,7 @@
 
 - `conditions_section`: the markup for evaluations that share their conditions, or differ and say so.
 - `summary`: one sentence for the top of the page.
-- `PROTOCOL`: how images are read, cropped and compared.
+- `PREPARATION`: how images are read and cropped; how they are compared stands in the evaluations themselves.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from html import escape
 from typing import Any
 
 from ..metrics.results import Evaluation
+from .markup import scrolling_table
 
-PROTOCOL = (
+PREPARATION = (
     "Images are decoded with Pillow, turned as their EXIF orientation says and converted to RGB; at a square size "
-    "the short side is resized with antialiasing and the centre is cropped, at native size nothing is resized. A "
-    "codec's posterior mode is decoded, clamped and rounded to 8 bits. PSNR is taken for each image on 8-bit values "
-    "and then averaged; SSIM uses a Gaussian window of 11 pixels with σ 1.5 and the true data range. LPIPS is taken "
-    "on the clamped image, Fréchet distances against the same cropped images. Where the weights of a network were "
-    "not there, the cell says so: nothing stands in under a metric's name. Bits per pixel count the latent as "
-    "stored: 16 bits a number, or the bits of a code."
+    "the short side is resized with antialiasing and the centre is cropped, at their own sizes nothing is resized. "
+    "Bits per pixel count the latent as stored: 16 bits a number, or the bits of a code. Where a network's weights "
+    "were not there, the cell says so: nothing stands in under a metric's name."
 )
 _SHOWN_ABOVE = ("data", "n", "size", "seed", "dtype", "device", "versions", "protocol", "weights_hash")
 
@@ -52,26 +50,24 @@ def conditions_section(evaluations: Sequence[Evaluation], command: str, time: st
     lines += [(key.replace("_", " ").capitalize(), escape(_text(value))) for key, value in shared.items()
               if key not in _SHOWN_ABOVE]
     table = "".join(f'<tr><th scope="row">{name}</th><td class="left wrap">{value}</td></tr>' for name, value in lines)
-    protocol = shared.get("protocol")
-    text = protocol if isinstance(protocol, str) and len(protocol) > 80 else PROTOCOL
-    return f"""<div class="scroll" tabindex="0" role="region" aria-label="Conditions, a table that scrolls"><table>
-<tbody>{table}</tbody></table></div>{_codecs(evaluations, shared)}<h3 style="margin-top:1.2rem">Protocol</h3>
-<p>{escape(text)}</p>"""
+    protocols = dict.fromkeys(str(e.conditions["protocol"]) for e in evaluations if e.conditions.get("protocol"))
+    text = " ".join([*protocols, PREPARATION])
+    return (scrolling_table("Conditions", "", table) + _codecs(evaluations, shared)
+            + f'<h3 class="apart">Protocol</h3><p>{escape(text)}</p>')
 
 
 def _codecs(evaluations: Sequence[Evaluation], shared: Mapping[str, Any]) -> str:
     keys = list(dict.fromkeys(key for e in evaluations for key in e.codec))
     own = list(dict.fromkeys(key for e in evaluations for key in e.conditions
                              if key not in shared and key != "protocol" and key not in keys))
-    heads = "".join(f'<th scope="col" class="left">{escape(key.replace("_", " "))}</th>' for key in [*keys, *own])
+    heads = "".join(f'<th scope="col" class="left">{escape(key.replace("_", " "))}</th>'
+                    for key in ["codec", *keys, *own])
     lines = "".join(
         f'<tr><th scope="row"><span class="name">{escape(e.label)}</span></th>'
         + "".join(f'<td class="left">{escape(_text(e.codec.get(key, "")))}</td>' for key in keys)
         + "".join(f'<td class="left">{escape(_text(e.conditions.get(key, "")))}</td>' for key in own) + "</tr>"
         for e in evaluations)
-    return (f'<h3 style="margin-top:1.2rem">Codecs and their weights</h3><div class="scroll" tabindex="0" role="region" '
-            f'aria-label="Codecs, a table that scrolls"><table><thead><tr><th scope="col" class="left">codec</th>{heads}'
-            f"</tr></thead><tbody>{lines}</tbody></table></div>")
+    return '<h3 class="apart">Codecs and their weights</h3>' + scrolling_table("Codecs", heads, lines)
 
 
 def _shared(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

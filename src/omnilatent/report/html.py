@@ -81,7 +81,7 @@ def _page(
         "Side by side": ("pictures", "\0" if any(pictures.values()) else ""),
         "Latent health": ("health", _health(evaluations)),
         "Beside published figures": ("published", benchmark_section(evaluations, series)),
-        "Conditions": ("conditions", conditions_section(evaluations, command, time)),
+        "Conditions": ("conditions", conditions_section(evaluations, command, _clock(time))),
     }
     shown = {name: part for name, part in sections.items() if part[1]}
     links = "".join(f'<a href="#{anchor}">{name}</a>' for name, (anchor, _) in shown.items())
@@ -92,10 +92,11 @@ def _page(
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title><link rel="icon" href="data:,"><style>{_asset("report.css")}</style></head><body>
-<header><p class="kicker">OmniLatent report</p><h1>{escape(title)}</h1><p class="lead">{escape(summary(evaluations))}</p>
+<header><p class="kicker">OmniLatent report</p><h1>{escape(title)}</h1>
+<p class="lead">{escape(summary(evaluations))}</p>
 {f'<ul class="notes">{listed}</ul>' if listed else ""}{_facts(evaluations, nulls)}
 <nav aria-label="Sections">{links}</nav></header><main>{body}</main>
-<footer>Written {escape(time)} by OmniLatent. This page is complete in itself: it loads nothing from anywhere.</footer>
+<footer>Written {escape(_clock(time))} by OmniLatent. This page is complete in itself: it loads nothing.</footer>
 <script>{_asset("report.js")}</script></body></html>
 """
     if "\0" not in page:
@@ -107,16 +108,16 @@ def _page(
 
 def _plots(evaluations: Sequence[Evaluation]) -> str:
     made = (
-        ("Rate and distortion", "Further up is closer to the original, further left is a smaller latent.", "",
+        ("Rate and distortion", "Further up is closer to the original, further left is a smaller latent.",
          plots.rate_distortion(evaluations)),
-        ("Speed", "Further up is closer to the original, further right decodes faster.", "", plots.speed(evaluations)),
-        ("Every image", "PSNR of each image; the bar is the median.", " wide", plots.psnr_strip(evaluations)),
+        ("Speed", "Further up is closer to the original, further right decodes faster.", plots.speed(evaluations)),
+        ("Every image", "PSNR of each image; the bar is the median.", plots.psnr_strip(evaluations)),
     )
     figures = "".join(
-        f'<figure class="card{width}"><h3>{name}</h3><figcaption>{says}</figcaption><div class="plot" role="img" '
+        f'<figure class="card"><h3>{name}</h3><figcaption>{says}</figcaption><div class="plot" role="img" '
         f'aria-label="{escape(plot.alt)}">{plot.svg}</div>'
         + "".join(f'<figcaption>{escape(remark)}</figcaption>' for remark in plot.remarks) + "</figure>"
-        for name, says, width, plot in made if plot)
+        for name, says, plot in made if plot)
     return f'<div class="plots">{figures}</div>' if figures else ""
 
 
@@ -128,17 +129,19 @@ def _health(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _facts(evaluations: Sequence[Evaluation], nulls: Mapping[str, str]) -> str:
-    """Up to four headline figures: the leader of each among the codecs that are no nulls."""
+    """Up to five headline figures: the leader of each among the codecs that are no nulls."""
     rivals = [e for e in evaluations if e.label not in nulls] or list(evaluations)
-    wanted = (("psnr", max, "PSNR", "dB"), ("ssim", max, "SSIM", ""), ("lpips_vgg", min, "LPIPS", ""),
-              ("bits_per_pixel", min, "smallest latent", "bits/pixel"), ("decode_ips", max, "fastest decoder", "img/s"))
+    wanted = (  # key, which leads, heading with rivals, heading alone, unit
+        ("psnr", max, "highest PSNR", "PSNR", "dB"), ("ssim", max, "highest SSIM", "SSIM", ""),
+        ("lpips_vgg", min, "lowest LPIPS", "LPIPS", ""),
+        ("bits_per_pixel", min, "smallest latent", "latent", "bits/pixel"),
+        ("decode_ips", max, "fastest decoder", "decoding", "img/s"))
     items = ""
-    for key, choose, name, unit in wanted:
+    for key, choose, rivalled, alone, unit in wanted:
         known = [e for e in rivals if key in e.figures and e.figures[key].value is not None]
         if known:
             leader = choose(known, key=lambda e: e.figures[key].value)
-            best = f"{name}, best: {leader.label}" if name.isupper() else f"{name}: {leader.label}"
-            text = best if len(rivals) > 1 else name
+            text = f"{rivalled}: {leader.label}" if len(known) > 1 else alone
             items += f"<li><span>{escape(text)}</span><b>{format_value(key, leader.figures[key].value)} {unit}</b></li>"
     return f'<ul class="facts">{items}</ul>' if items else ""
 
@@ -154,6 +157,11 @@ def _skipped_note(skipped: Sequence[tuple[str, str]]) -> list[str]:
         return []
     count = f"{len(skipped)} file" + ("s were" if len(skipped) > 1 else " was")
     return [f"{count} unreadable and skipped; skipped.jsonl beside this page says which and why."]
+
+
+def _clock(time: str) -> str:
+    """An ISO time in UTC as a person reads it: `2025-01-31 17:05 UTC`."""
+    return f"{time[:10]} {time[11:16]} UTC"
 
 
 def _asset(name: str) -> str:

@@ -70,9 +70,9 @@ def _candidates(anchor: Point, size: tuple[float, float]) -> list[Place]:
     for radius in RADII:
         for angle in ANGLES:
             dx, dy = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-            # The box touches the circle from outside: half its extent is added along the direction.
-            x = anchor[0] + dx * radius + size[0] / 2 * (0 if abs(dx) < 1e-9 else math.copysign(min(1, abs(dx) * 2), dx))
-            y = anchor[1] + dy * radius + size[1] / 2 * (0 if abs(dy) < 1e-9 else math.copysign(min(1, abs(dy) * 2), dy))
+            # The box lies outside the circle: up to half its extent is added along the direction.
+            x = anchor[0] + dx * radius + size[0] / 2 * max(-1, min(1, 2 * dx))
+            y = anchor[1] + dy * radius + size[1] / 2 * max(-1, min(1, 2 * dy))
             places.append(Place((x, y), *size))
     return places
 
@@ -89,5 +89,5 @@ def shorten(text: str, limit: int) -> str:
     """`text`, or its beginning and end around an ellipsis where it is longer than `limit` characters."""
     if len(text) <= limit:
         return text
-    head = (limit - 1 + 1) // 2
+    head = limit // 2
     return f"{text[:head]}…{text[len(text) - (limit - 1 - head):]}"

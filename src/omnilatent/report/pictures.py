@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .markup import dot
+
 if TYPE_CHECKING:
     from ..metrics.protocol import Picture
 
@@ -114,13 +116,14 @@ def _data_uri(image: np.ndarray) -> str:
 
 
 def _error_scale(pictures: Mapping[str, Sequence[Picture]]) -> int:
-    """One scale for all error maps: the 99.5th percentile of every codec's errors, the largest codec's, rounded up."""
-    peaks = [0.0]
-    for kept in pictures.values():
-        for picture in kept:
-            error = np.abs(picture.original.astype(np.int16) - picture.reconstruction.astype(np.int16)).mean(-1)
-            peaks.append(float(np.percentile(error, 99.5)))
-    return next((scale for scale in SCALES if scale >= max(peaks)), SCALES[-1])
+    """One scale for all error maps: the 99th percentile over every picture of every codec that errs, rounded up."""
+    counts = np.zeros(256, dtype=np.int64)
+    for picture in (picture for kept in pictures.values() for picture in kept):
+        error = np.abs(picture.original.astype(np.int16) - picture.reconstruction.astype(np.int16)).mean(-1)
+        if error.any():
+            counts += np.bincount(np.ceil(error).astype(np.int64).ravel(), minlength=256)
+    level = int(np.searchsorted(np.cumsum(counts), 0.99 * counts.sum()))
+    return next(scale for scale in SCALES if scale >= level)
 
 
 def _remark(shown: int, all_: int, crop: int | None, rows: Sequence[PictureRow], budget: int) -> str:
@@ -142,8 +145,9 @@ def pictures_section(shown: Shown, series: Mapping[str, int], heat: Sequence[str
     """
     rows = "".join(_row_markup(n, row, series) for n, row in enumerate(shown.rows, 1))
     stops = ", ".join(f"#{heat[i]}" for i in range(0, len(heat), 15))
-    remark = f'<p class="remark">{escape(shown.remark)}</p>' if shown.remark else ""
-    return f"""
+    remark = f'<p class="muted">{escape(shown.remark)}</p>' if shown.remark else ""
+    return f"""<p class="hint">Click or tap a picture to magnify that spot in all of them, drag to move,
+pinch or Ctrl + wheel to zoom.</p>{remark}
 <div id="viewer" data-scale="{shown.scale}" data-heat="{''.join(heat)}">
 <div class="strip" role="group" aria-label="Choose a picture"></div>
 <div class="bar" role="toolbar" aria-label="How the pictures are shown">
@@ -162,9 +166,9 @@ def pictures_section(shown: Shown, series: Mapping[str, int], heat: Sequence[str
 <span>≥ {shown.scale}</span><span class="says">|x − x̂|, mean of the three channels, in 8-bit levels of 0–255;
 the same scale for every codec and picture</span></div>
 {rows}
-<p class="hint">Click or tap a picture to magnify that spot in all of them, drag to move, pinch or Ctrl + wheel to zoom.
-Keyboard: arrows move, <kbd>+</kbd> <kbd>−</kbd> zoom, <kbd>0</kbd> resets, <kbd>E</kbd> error maps,
-hold <kbd>O</kbd> for the original, <kbd>N</kbd> <kbd>P</kbd> next and previous picture.</p>{remark}</div>"""
+<p class="hint keys">With the pictures in focus: arrows move, <kbd>+</kbd> <kbd>-</kbd> zoom, <kbd>0</kbd> resets,
+<kbd>E</kbd> error maps, hold <kbd>O</kbd> for the original, <kbd>N</kbd> <kbd>P</kbd> next and previous
+picture.</p></div>"""
 
 
 def _row_markup(number: int, row: PictureRow, series: Mapping[str, int]) -> str:
@@ -180,14 +184,15 @@ aria-label="{escape(row.key)}: original and reconstructions, zoomed together">{t
 def _tile_markup(row: PictureRow, tile: Tile, series: Mapping[str, int]) -> str:
     height, width = row.size
     label = escape(tile.label)
-    dot = f'<i class="dot" style="--c:var(--s{series[tile.label]})"></i>' if tile.label in series else ""
+    is_original = tile is row.tiles[0]
+    mark = "" if is_original else dot(series[tile.label])
+    shape = f'style="aspect-ratio:{width}/{height}"'
     if tile.uri is None:
-        return (f'<figure><div class="stage empty" style="aspect-ratio:{width}/{height}">no picture</div>'
-                f"<figcaption>{dot}<b>{label}</b></figcaption></figure>")
-    is_original = tile.psnr is None
+        return (f'<figure><div class="stage empty" {shape}>no picture</div>'
+                f"<figcaption>{mark}<b>{label}</b></figcaption></figure>")
     alt = f"{escape(row.key)}, original" if is_original else f"{escape(row.key)} reconstructed by {label}"
-    value = "" if is_original else "identical" if math.isinf(tile.psnr) else f"{tile.psnr:.2f} dB"
+    value = "" if tile.psnr is None else "identical" if math.isinf(tile.psnr) else f"{tile.psnr:.2f} dB"
     locator = '<i class="locator" aria-hidden="true"><b></b></i>' if is_original else ""
-    return (f'<figure{" data-original" if is_original else ""}><div class="stage" style="aspect-ratio:{width}/{height}">'
-            f'<div class="layer"><img src="{tile.uri}" alt="{alt}" width="{width}" height="{height}"></div>{locator}</div>'
-            f"<figcaption>{dot}<b>{label}</b><span>{value}</span></figcaption></figure>")
+    return (f'<figure{" data-original" if is_original else ""}><div class="stage" {shape}><div class="layer">'
+            f'<img src="{tile.uri}" alt="{alt}" width="{width}" height="{height}"></div>{locator}</div>'
+            f"<figcaption>{mark}<b>{label}</b><span>{value}</span></figcaption></figure>")

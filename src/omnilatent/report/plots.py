@@ -43,12 +43,12 @@ class Plot:
 
 
 def rate_distortion(evaluations: Sequence[Evaluation]) -> Plot | None:
-    """PSNR (dB, mean over images) over bits of stored latent for each pixel; None where fewer than one has both."""
+    """PSNR (dB, mean over images) over bits of latent for each pixel; None where fewer than two codecs have both."""
     return _scatter(evaluations, "bits_per_pixel", "bits per pixel", "rate", always_log=False)
 
 
 def speed(evaluations: Sequence[Evaluation]) -> Plot | None:
-    """PSNR (dB) over decoded images a second on a logarithmic axis; None without a measured speed."""
+    """PSNR (dB) over decoded images a second on a logarithmic axis; None where fewer than two have a speed."""
     return _scatter(evaluations, "decode_ips", "decoded images per second", "speed", always_log=True)
 
 
@@ -65,12 +65,12 @@ def psnr_strip(evaluations: Sequence[Evaluation]) -> Plot | None:
     if not rows:
         return None
     with library("matplotlib").rc_context(_RC):
-        figure, axes = _axes(560, 46 + 44 * len(rows), left=14, right=14, top=8)
+        figure, axes = _axes(360, 52 + 54 * len(rows), left=12, right=12, top=4)
         for line, (position, label, values) in enumerate(rows):
             _strip(axes, -line, position, values)
-            axes.annotate(shorten(label, 48), (0, -line), xycoords=("axes fraction", "data"), xytext=(0, 13),
+            axes.annotate(shorten(label, 44), (0, -line), xycoords=("axes fraction", "data"), xytext=(0, 13),
                           textcoords="offset points", color=INK, va="bottom", ha="left")
-        axes.set_ylim(-len(rows) + 0.55, 0.78)
+        axes.set_ylim(-len(rows) + 0.65, 0.65)
         axes.set_yticks([])
         axes.grid(axis="x", color=GRID, linewidth=1)
         axes.set_xlabel("PSNR in dB, one dot an image" if max(r[2].size for r in rows) <= DOTS else "PSNR in dB")
@@ -83,14 +83,14 @@ def _strip(axes: Any, y: float, position: int, values: np.ndarray) -> None:
     colour = _series(position)
     if values.size <= DOTS:
         # A fixed pattern of heights instead of random jitter: the page is a function of its figures.
-        heights = y + 0.13 * (np.argsort(np.argsort(values)) * 2 % 3 - 1)
+        heights = y + 0.11 * (np.argsort(np.argsort(values)) * 2 % 3 - 1)
         axes.scatter(values, heights, s=26, color=colour, alpha=0.6, linewidths=0)
     else:
         counts, edges = np.histogram(values, bins=min(60, int(math.sqrt(values.size)) + 5))
-        middle, half = (edges[1:] + edges[:-1]) / 2, 0.26 * counts / counts.max()
+        middle, half = (edges[1:] + edges[:-1]) / 2, 0.2 * counts / counts.max()
         axes.fill_between(middle, y - half, y + half, color=colour, alpha=0.45, linewidth=0)
     median = float(np.median(values))
-    axes.plot([median, median], [y - 0.3, y + 0.3], color=colour, linewidth=3, solid_capstyle="round")
+    axes.plot([median, median], [y - 0.22, y + 0.22], color=colour, linewidth=3, solid_capstyle="round")
 
 
 def _scatter(evaluations: Sequence[Evaluation], key: str, xlabel: str, prefix: str, always_log: bool) -> Plot | None:
@@ -103,12 +103,12 @@ def _scatter(evaluations: Sequence[Evaluation], key: str, xlabel: str, prefix: s
             remarks.append(f"{evaluation.label} returns every image unchanged and is left out ({x:,.4g} {xlabel}).")
         else:
             points.append((x, y, position, evaluation.label))
-    if not points:
+    if len(points) < 2:  # one dot shows nothing that the table does not
         return None
     xs, ys = np.array([p[0] for p in points]), np.array([p[1] for p in points])
     log = always_log or xs.max() / xs.min() > 4
     with library("matplotlib").rc_context(_RC):
-        figure, axes = _axes(440, 330, left=46, right=14, top=14)
+        figure, axes = _axes(360, 310, left=42, right=10, top=10)
         if log:
             span = max(xs.max() / xs.min(), 4.0) ** 0.28
             low, high = xs.min() / span, xs.max() * span
@@ -177,14 +177,15 @@ def _axes(width: int, height: int, left: int, right: int, top: int) -> tuple[Any
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Between three and seven round numbers inside a logarithmic axis."""
+    """Two to six round numbers inside a logarithmic axis that spans at least a factor of 2.2."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(np.arange(1, 10, 0.25))):
-        ticks = [float(step * 10.0**decade) for decade in decades for step in steps]
-        ticks = [t for t in ticks if low <= t <= high]
+    ticks: list[float] = []
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 3:
-            return ticks[:: math.ceil(len(ticks) / 7)]
-    return [low, high]
+            break
+    return ticks[:: max(1, math.ceil(len(ticks) / 6))]
 
 
 def _value(evaluation: Evaluation, key: str) -> float | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..metrics.results import Evaluation
+from .cells import null_rows
 
 PUBLISHED_SET = "ImageNet validation, 256²"
 PUBLISHED_NOTE = (
@@ -23,7 +24,7 @@ PUBLISHED_NOTE = (
     "to the f16 model of the latent diffusion paper (16×16×16); its f8 model has rFID 0.90 and PSNR 24.19."
 )
 _LDM = "Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models, Table 8"
-_CARD = "figures of the model's release, as collected in later tokenizer papers"
+_COLLECTED = "collected from the literature; no single paper is named for it"
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,26 @@ PUBLISHED = (
     Benchmark("LDM KL-f8", "KL", 8, "32×32×4", 0.90, 24.19, source=_LDM),
     Benchmark("LDM VQ-f8", "VQ", 8, "32×32×4", 1.14, 23.07, source=_LDM),
     Benchmark("LDM KL-f4", "KL", 4, "64×64×3", 0.27, 27.53, source=_LDM),
-    Benchmark("sd-vae-ft-mse", "KL", 8, "32×32×4", 0.69, 26.91, 0.77, 0.130, source=_CARD),
-    Benchmark("SDXL VAE", "KL", 8, "32×32×4", 0.67, 27.38, 0.79, 0.122, source=_CARD),
-    Benchmark("FLUX.1 VAE", "KL", 8, "32×32×16", 0.17, 32.87, 0.92, 0.045, source=_CARD),
+    Benchmark("sd-vae-ft-mse", "KL", 8, "32×32×4", 0.69, 26.91, 0.77, 0.130, source=_COLLECTED),
+    Benchmark("SDXL VAE", "KL", 8, "32×32×4", 0.67, 27.38, 0.79, 0.122, source=_COLLECTED),
+    Benchmark("FLUX.1 VAE", "KL", 8, "32×32×16", 0.17, 32.87, 0.92, 0.045, source=_COLLECTED),
     Benchmark("VQGAN, 16,384 codes", "VQ", 16, "16×16", 4.98, source="Esser et al. 2021, Taming Transformers"),
     Benchmark("LlamaGen, 16,384 codes", "VQ", 16, "16×16", 2.19, source="Sun et al. 2024, LlamaGen"),
-    Benchmark("IBQ, 16,384 codes", "VQ", 16, "16×16", 1.37, source="Shi et al. 2024, Index Backpropagation Quantization"),
+    Benchmark("IBQ, 16,384 codes", "VQ", 16, "16×16", 1.37, source="Shi et al. 2024, Index Backpropagation"),
     Benchmark("Open-MAGVIT2, 2^18 codes", "LFQ", 16, "16×16", 1.17, source="Luo et al. 2024, Open-MAGVIT2"),
 )
 
 
 def benchmark_rows(evaluations: Sequence[Evaluation]) -> list[Benchmark]:
     """The evaluated codecs as rows of the table, KL, VQ or whatever they are, in the order given."""
-    rows = []
+    rows, nulls = [], null_rows(evaluations)
     for evaluation in evaluations:
         values = {key: _value(evaluation, metric) for key, metric in
                   (("rfid", "rfid"), ("psnr", "psnr"), ("ssim", "ssim"), ("lpips", "lpips_vgg"))}
-        rows.append(Benchmark(evaluation.label, codec_type(evaluation.codec), evaluation.codec.get("downsampling"),
-                              latent_shape(evaluation), **values))
+        plain = "no KL" in nulls.get(evaluation.label, "")
+        kind = "AE" if plain else codec_type(evaluation.codec)
+        rows.append(Benchmark(evaluation.label, kind, evaluation.codec.get("downsampling"), latent_shape(evaluation),
+                              **values))
     return rows
 
 
@@ -78,7 +81,7 @@ def codec_type(codec: dict[str, Any]) -> str:
 
 def latent_shape(evaluation: Evaluation) -> str:
     """`32×32×4` for a square evaluation size, `H/8×W/8×4` where images keep their own sizes."""
-    channels, factor = evaluation.codec.get("channels"), evaluation.codec.get("downsampling")
+    channels, factor = evaluation.codec.get("latent_channels"), evaluation.codec.get("downsampling")
     size = evaluation.conditions.get("size")
     if not isinstance(factor, int) or channels is None:
         return "not stated"

@@ -28,13 +28,13 @@ def write_record(path: Path, evaluations: Sequence[Evaluation], **facts: Any) ->
     JSON knows no NaN and no infinity: a figure that is one of them is stored as null, and its note says which.
     """
     record = {"format": FORMAT, "omnilatent": __version__, **facts,
-              "evaluations": [_noted(evaluation.to_json()) for evaluation in evaluations]}
+              "evaluations": [_noted(evaluation) for evaluation in evaluations]}
     text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False, default=str)
     return replace_file(path, text + "\n")
 
 
 def read_report(path: Path) -> list[Evaluation]:
-    """The evaluations of a `report.json`.
+    """The evaluations of a `report.json`; an image without a value of a metric has NaN there again.
 
     Raises:
         UserError: the file is not one, or a newer version wrote it.
@@ -45,8 +45,7 @@ def read_report(path: Path) -> list[Evaluation]:
     if record.get("format", 0) > FORMAT:
         raise UserError(f"{path} was written by omnilatent {record.get('omnilatent')}, which is newer than this one: "
                         "upgrade with 'pip install --upgrade omnilatent'.")
-    return [Evaluation(**{**fields, "figures": {key: Figure(**figure) for key, figure in fields["figures"].items()}})
-            for fields in record["evaluations"]]
+    return [_evaluation(fields) for fields in record["evaluations"]]
 
 
 def write_skipped(folder: Path, skipped: Sequence[tuple[str, str]]) -> Path | None:
@@ -81,16 +80,24 @@ def replace_file(path: Path, text: str) -> Path:
         if is_disk_full(failure):
             raise UserError(f"The disk is full or a quota is reached while writing {path}: free space and repeat the "
                             "command; what was saved before is untouched.") from failure
-        raise UserError(f"{path} cannot be written ({failure.strerror}): choose another folder with --out.") from failure
+        reason = failure.strerror or type(failure).__name__
+        raise UserError(f"{path} cannot be written ({reason}): choose another folder with --out.") from failure
     return path
 
 
-def _noted(fields: dict[str, Any]) -> dict[str, Any]:
-    for figure in fields["figures"].values():
-        value = figure["value"]
-        if value is not None and not math.isfinite(value):
-            figure["note"] = " ".join(part for part in (figure["note"], f"The value is {value}.") if part)
+def _noted(evaluation: Evaluation) -> dict[str, Any]:
+    fields = evaluation.to_json()
+    for key, figure in evaluation.figures.items():
+        if figure.value is not None and not math.isfinite(figure.value):
+            fields["figures"][key]["note"] = " ".join(filter(None, (figure.note, f"The value is {figure.value}.")))
     return fields
+
+
+def _evaluation(fields: dict[str, Any]) -> Evaluation:
+    figures = {key: Figure(**figure) for key, figure in fields["figures"].items()}
+    per_image = {key: [math.nan if value is None else value for value in values]
+                 for key, values in fields["per_image"].items()}
+    return Evaluation(**{**fields, "figures": figures, "per_image": per_image})
 
 
 def _finite(value: Any) -> Any:

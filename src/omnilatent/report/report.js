@@ -29,8 +29,8 @@
       b.setAttribute("aria-pressed", String(Number(b.dataset.zoom) === Math.round(state.z * 10) / 10));
     const image = shownRow() && shownRow().querySelector("img");
     if (!image) return;
-    const column = Math.round(((state.x + 50 / state.z) / 100) * image.width);
-    const line = Math.round(((state.y + 50 / state.z) / 100) * image.height);
+    const column = Math.round(((state.x + 50 / state.z) / 100) * image.getAttribute("width"));
+    const line = Math.round(((state.y + 50 / state.z) / 100) * image.getAttribute("height"));
     output.textContent = state.z > 1 ? `${Math.round(state.z * 10) / 10}× around pixel ${column}, ${line}` : "whole picture";
   }
 
@@ -103,6 +103,8 @@
     state.current = (index + rows.length) % rows.length;
     rows.forEach((row, i) => (row.hidden = !state.all && i !== state.current));
     [...strip.children].forEach((b, i) => b.setAttribute("aria-pressed", String(i === state.current)));
+    const thumb = strip.children[state.current];
+    strip.scrollLeft = thumb.offsetLeft - strip.offsetLeft - (strip.clientWidth - thumb.clientWidth) / 2;
     if (state.all) shownRow().scrollIntoView({ block: "nearest" });
     setView(state.view);
     renderWindow();

@@ -11,36 +11,71 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..metrics.results import Evaluation
-from .cells import MISSING, Cell, results_grid
-from .published import PUBLISHED, PUBLISHED_NOTE, PUBLISHED_SET, Benchmark, benchmark_rows
+from .cells import MISSING, Cell, Column, Grid, Row, results_grid
+from .published import PUBLISHED, PUBLISHED_NOTE, Benchmark, benchmark_rows
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+LABEL_WIDTH = 18  # characters a codec takes at most in a terminal
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def terminal_table(evaluations: Sequence[Evaluation], nulls: Mapping[str, str] | None = None) -> RenderableType:
-    """Metrics down, codecs across, the best of each line in bold; reasons for missing figures under it."""
+def terminal_table(
+    evaluations: Sequence[Evaluation], nulls: Mapping[str, str] | None = None, width: int | None = None
+) -> RenderableType:
+    """Metrics down, codecs across, the best of each line in bold; reasons for missing figures under it.
+
+    Args:
+        width: of the terminal, by default as rich finds it; codecs that do not fit beside each other go into further
+            blocks below.
+    """
+    from rich import get_console
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     grid = results_grid(evaluations, nulls)
+    blocks = [_block(grid.columns, rows) for rows in _packed(grid, width or get_console().width)]
+    notes = [Text(f"{_sup(n)} {note}", style="dim") for n, note in enumerate(grid.notes, 1)]
+    spaced = [part for block in blocks for part in (block, Text())]
+    return Group(*spaced, *notes)
+
+
+def _packed(grid: Grid, width: int) -> list[list[Row]]:
+    """The rows in groups that fit beside each other in `width` characters."""
+    names = max(len(_heading(column)) for column in grid.columns) + 2
+    groups: list[list[Row]] = []
+    used = width
+    for row in grid.rows:
+        need = max(8, len(row.label), min(12, len(row.null) + 2), *(len(_marked(cell)) for cell in row.cells))
+        need = min(LABEL_WIDTH, need) + 2
+        if used + need > width:
+            groups.append([])
+            used = names
+        groups[-1].append(row)
+        used += need
+    return groups
+
+
+def _heading(column: Column) -> str:
+    return " ".join(part for part in (column.name, column.arrow, column.unit and f"[{column.unit}]") if part)
+
+
+def _block(columns: Sequence[Column], rows: Sequence[Row]) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
-    for row in grid.rows:
+    for row in rows:
         head = Text(row.label, style="bold")
         if row.null:
             head.append(f"\n({row.null})", style="dim")
-        table.add_column(head, justify="right", overflow="fold")
-    for i, column in enumerate(grid.columns):
-        name = " ".join(part for part in (column.name, column.arrow) if part)
-        unit = f" [{column.unit}]" if column.unit else ""
-        cells = [Text(_marked(row.cells[i]), style="bold green" if row.cells[i].best else "") for row in grid.rows]
-        table.add_row(Text(name + unit), *cells)
-    notes = [Text(f"{_sup(n)} {note}", style="dim") for n, note in enumerate(grid.notes, 1)]
-    return Group(table, *notes)
+        table.add_column(head, justify="right", overflow="fold", min_width=8, max_width=LABEL_WIDTH)
+    for i, column in enumerate(columns):
+        cells = [Text(_marked(row.cells[i]), style="bold green" if row.cells[i].best else "") for row in rows]
+        table.add_row(Text(_heading(column)), *cells)
+    return table
 
 
 def benchmark_table(evaluations: Sequence[Evaluation]) -> RenderableType:
@@ -57,7 +92,7 @@ def benchmark_table(evaluations: Sequence[Evaluation]) -> RenderableType:
     for row in benchmark_rows(evaluations):
         table.add_row(*map(Text, _benchmark_cells(row)))
     table.add_section()
-    table.add_row(Text(f"published on {PUBLISHED_SET}", style="italic"))
+    table.add_row(Text("published:", style="italic"))
     for row in PUBLISHED:
         table.add_row(*(Text(text, style="dim") for text in _benchmark_cells(row)))
     return Group(table, Text(PUBLISHED_NOTE, style="dim"))
@@ -73,8 +108,7 @@ def markdown_table(
     """
     grid = results_grid(evaluations, nulls)
     shown = [i for i in grid.measured() if columns is None or grid.columns[i].key in columns]
-    heads = [" ".join(p for p in (c.name, f"[{c.unit}]" if c.unit else "", c.arrow) if p)
-             for c in (grid.columns[i] for i in shown)]
+    heads = [_heading(grid.columns[i]) for i in shown]
     lines = ["| codec | " + " | ".join(map(_md, heads)) + " |", "| --- |" + " ---: |" * len(shown)]
     used: dict[int, None] = {}
     for row in grid.rows:

@@ -76,16 +76,18 @@ def train(
         UserError: a loss is not finite, memory or the disk is full; the sentence names what was kept and what helps.
         KeyboardInterrupt: after Ctrl-C, once the step in hand is finished and saved.
     """
-    torch.manual_seed(config.seed)
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(config.seed)
     task.setup(fabric)
     start, best, figures = 0, -math.inf, {}
-    if resume is not None:
-        state = load_state(resume, fabric.device)
+    state = load_state(resume, fabric.device) if resume is not None else None
+    if state is not None:
         task.load_state(state["task"])
         start, best, figures = state["step"], state["best"], state["figures"]
-        _load_random_state(state["random"], fabric)
     main = fabric.is_global_zero
     log = RunLog(run, start) if main else None
+    if state is not None:  # last, since libraries draw random numbers while they start
+        _load_random_state(state["random"], fabric)
     healthy = torch.zeros((), device=fabric.device)  # turns NaN or infinite with the first such loss
 
     def save(folder: Path, step: int) -> None:

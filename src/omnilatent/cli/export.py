@@ -1,0 +1,138 @@
+"""`omnilatent export NAME --to diffusers --out FOLDER`: a codec in another library's format.
+
+- `ExportOptions`, `main`: the command.
+- `export_folder`: a diffusers folder with its card, whole or not at all.
+- `export_file`: one .safetensors file that also states its class and configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from .. import __version__, hub
+from ..errors import UserError
+from .info import card_body
+from .parse import parse
+
+if TYPE_CHECKING:
+    from ..latent import Codec
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a codec in another library's format."""
+
+    name: tyro.conf.Positional[str]
+    """A path, a bundled model or a hub id."""
+    to: Literal["diffusers", "safetensors"]
+    """A folder that diffusers' from_pretrained opens, or one .safetensors file with diffusers' tensor names."""
+    out: Path
+    """The folder or file to write."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Floating point type of the written weights."""
+    overwrite: bool = False
+    """Replace what is at --out."""
+
+
+def main(argv: list[str]) -> None:
+    options = parse(ExportOptions, "export", argv)
+    out = options.out.expanduser().resolve()
+    check_target(out, options.to, options.overwrite)
+    import torch
+
+    codec = hub.load(options.name, dtype=getattr(torch, options.dtype))
+    if options.to == "diffusers":
+        export_folder(codec, out)
+        print(f"wrote {out}: diffusers' {type(_model(codec)).__name__}.from_pretrained opens it")
+    else:
+        export_file(codec, out)
+        print(f"wrote {out}")
+
+
+def check_target(out: Path, to: str, overwrite: bool) -> None:
+    """Refuse, before anything is loaded, to destroy what is at `out`.
+
+    Raises:
+        UserError: it exists and `overwrite` is not given, or it is not a model that could be overwritten.
+    """
+    if to == "safetensors" and out.suffix != ".safetensors":
+        raise UserError(f"--out {out} is to be one file: give it a name that ends with .safetensors.")
+    if to == "safetensors":
+        if out.is_dir():
+            raise UserError(f"--out {out} is a folder: give a file's name.")
+        if out.exists() and not overwrite:
+            raise UserError(f"--out {out} exists: add --overwrite to replace it.")
+        return
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: give a folder's name.")
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise UserError(f"--out {out} is a folder with something in it: give a new one, or add --overwrite.")
+        if not (out / "config.json").exists():
+            raise UserError(
+                f"--out {out} holds other things than a model, which --overwrite would delete: give a new folder."
+            )
+
+
+def export_folder(codec: Codec, folder: Path) -> None:
+    """Write a diffusers folder: config.json, safetensors and README.md."""
+    model = _model(codec)
+    with hub.new_folder(folder) as temporary:
+        model.save_pretrained(temporary, safe_serialization=True)
+        (temporary / "README.md").write_text(card(codec, type(model).__name__), encoding="utf-8")
+
+
+def export_file(codec: Codec, file: Path) -> None:
+    """Write one .safetensors file; its metadata says what shapes cannot."""
+    from safetensors.torch import save_file
+
+    from ..autoencoders.single_file import METADATA
+
+    model = _model(codec)
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    metadata = {"format": "pt", METADATA: json.dumps({"class": type(model).__name__, "config": config})}
+    if codec.provenance.licence != "not stated":
+        metadata["license"] = codec.provenance.licence
+    tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in model.state_dict().items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".writing-{file.name}-{os.getpid()}")
+    try:
+        save_file(tensors, temporary, metadata=metadata)
+        os.replace(temporary, file)
+    except Exception as failure:
+        if hub.is_disk_full(failure):
+            raise UserError(f"The disk is full or a quota is reached while writing {file}: free space.") from failure
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def card(codec: Codec, class_name: str) -> str:
+    """The README.md of an export: what it is, how to use it, and the card of what was exported."""
+    origin, spec = codec.provenance, codec.spec
+    known = hub.card_licence(Path(origin.path)) if origin.path and Path(origin.path).is_dir() else "not stated"
+    front = "---\nlibrary_name: diffusers\n" + (f"license: {known}\n" if known != "not stated" else "") + "---\n"
+    original = card_body(origin.card)
+    return (
+        f"{front}# {codec.label}\n\n"
+        f"Exported by omnilatent {__version__} from `{origin.name}` (weights {origin.weights_hash}). "
+        f"Licence: {origin.licence}.\n\n"
+        f"{spec.channels} channels, one latent row for {spec.downsampling} pixels.\n\n"
+        f"```python\nfrom diffusers import {class_name}\n\n"
+        f"vae = {class_name}.from_pretrained(\"FOLDER\")  # images in [-1, 1]\n```\n"
+        + (f"\n## The original's card\n\n{original}\n" if original else "")
+    )
+
+
+def _model(codec: Any) -> Any:
+    if not hasattr(codec, "to_diffusers"):
+        raise UserError(
+            f"{codec.label} cannot be exported: diffusers has no class for a codec of the kind {codec.provenance.kind}."
+        )
+    return codec.to_diffusers()
