@@ -39,6 +39,7 @@ OPENERS = {
     "diffusers": "omnilatent.autoencoders.diffusers_codecs:open_folder",
     "single-file": "omnilatent.autoencoders.single_file:open_file",
     "taef2": "omnilatent.autoencoders.taef2:open_folder",
+    "tiny": "omnilatent.autoencoders.tiny:open_checkpoint",
 }
 
 # recipe name → "module:function" that returns the frozen configuration; importing it never imports torch
@@ -49,6 +50,7 @@ RECIPES = {
     "kl-f8-small": "omnilatent.autoencoders.recipes:kl_f8_small",
     "ae-f8": "omnilatent.autoencoders.recipes:ae_f8",
     "ae-f8-small": "omnilatent.autoencoders.recipes:ae_f8_small",
+    "tiny-f8": "omnilatent.autoencoders.recipes:tiny_f8",
     "debug": "omnilatent.autoencoders.recipes:debug",
 }
 
@@ -64,7 +66,7 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     Args:
         name: an existing path, a bundled model's name, or a hub id `owner/model`, with `LABEL:` before it or not.
         device: where to put it.
-        dtype: its floating point type; by default that of the weights, float32 for 16-bit weights on a CPU.
+        dtype: its floating point type; by default float32, whatever the weights are stored as.
 
     Raises:
         UserError: the name is none of these, its format is not recognised, its weights are pickles, or the hub
@@ -79,9 +81,24 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         path = locate(target)
         codec = open_kind(recognise(path), path, target)
     codec.label = label or codec.label
-    if dtype is None and torch.device(device).type == "cpu" and codec.dtype in (torch.float16, torch.bfloat16):
-        dtype = torch.float32
-    return codec.to(device, dtype)
+    return codec.to(device, dtype or torch.float32)
+
+
+def choose_device(wanted: str) -> str:
+    """The torch device to use: for "auto" a GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: this torch does not see the device.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if there[name])
+    if not there[wanted]:
+        raise UserError(f"--device {wanted}: this torch ({torch.__version__}) sees no such device; use --device cpu, "
+                        "or install the torch that was built for it.")
+    return wanted
 
 
 def split_label(name: str) -> tuple[str | None, str]:
@@ -275,7 +292,7 @@ def write_model(
               "spec": spec.to_json(), "versions": versions, **more}
     save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
@@ -318,7 +335,7 @@ def restore_interrupted(run: Path) -> None:
         else:
             retired.rename(original)
     for half in run.glob(".writing-*"):
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(half, ignore_errors=True) if half.is_dir() else half.unlink(missing_ok=True)
 
 
 def is_disk_full(failure: BaseException) -> bool:
@@ -326,8 +343,8 @@ def is_disk_full(failure: BaseException) -> bool:
     if isinstance(failure, OSError):
         return failure.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
     text = str(failure)
-    return any(f"os error {code}" in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) or (
-        "PytorchStreamWriter" in text or "file write failed" in text
+    return any(f"os error {code}" in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) or any(
+        sign in text for sign in ("PytorchStreamWriter", "file write failed", "unexpected pos")  # torch.save's
     )
 
 

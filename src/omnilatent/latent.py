@@ -223,7 +223,8 @@ class Codec(ABC):
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Codec:
         """Move the module in place, and return this codec."""
-        self.module.to(device=device, dtype=dtype)
+        # Not the module's own `to`: diffusers' warns of "modules that should be kept in float32: []" at every dtype.
+        nn.Module.to(self.module, device=device, dtype=dtype)
         return self
 
     @property

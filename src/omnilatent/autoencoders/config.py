@@ -1,4 +1,10 @@
-"""The frozen configuration of image autoencoders and of their training. Nothing here imports torch."""
+"""The frozen configuration of image autoencoders and of their training. Nothing here imports torch.
+
+- `KLConfig`, `TinyConfig`: the architectures.
+- `LossConfig`, `CropConfig`: what is minimised, and on which crops.
+- `KLTraining`, `TinyTraining`: a recipe's whole configuration; a class for each architecture, so that a command
+  line shows the options of its own model and a saved run comes back with its own model.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +41,15 @@ class KLConfig:
     """False: a plain autoencoder, the mean is the latent and no noise is drawn."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.latent_channels <= 64:
-            raise ValueError(f"--latent-channels is {self.latent_channels}; possible are 1 to 64")
-        odd = [w for w in self.widths if w % self.norm_groups]
+        _check_latent_channels(self.latent_channels)
+        _check_least("--layers", self.layers)
+        _check_least("--norm-groups", self.norm_groups)
+        if not self.widths:
+            raise ValueError("--widths names no level; give the channels of at least one")
+        odd = [w for w in self.widths if w < 1 or w % self.norm_groups]
         if odd:
-            raise ValueError(f"--widths holds {odd[0]}, which --norm-groups {self.norm_groups} does not divide")
+            raise ValueError(f"--widths holds {odd[0]}, which is no positive multiple of --norm-groups "
+                             f"{self.norm_groups}")
         levels = [2**level for level in range(len(self.widths))]
         unknown = [a for a in self.attention if a not in levels]
         if unknown:
@@ -48,6 +58,57 @@ class KLConfig:
     @property
     def downsampling(self) -> int:
         return 2 ** (len(self.widths) - 1)
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """The architecture of TAESD (Ollin Boer Bohan, https://github.com/madebyollin/taesd): residual blocks of plain
+    convolutions, one width throughout each half, no norms and no attention; deterministic.
+
+    The downsampling is 2^(len(encoder_blocks) − 1).
+    """
+
+    latent_channels: int = 4
+    """Channels of the latent, 1 to 64."""
+    encoder_width: int = 64
+    """Channels of every layer of the encoder."""
+    decoder_width: int = 64
+    """Channels of every layer of the decoder."""
+    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    """Residual blocks of each level of the encoder, from the image's size down."""
+    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    """Residual blocks of each level of the decoder, from the latent's size up."""
+
+    def __post_init__(self) -> None:
+        _check_latent_channels(self.latent_channels)
+        _check_least("--encoder-width", self.encoder_width)
+        _check_least("--decoder-width", self.decoder_width)
+        for option, blocks in (("--encoder-blocks", self.encoder_blocks), ("--decoder-blocks", self.decoder_blocks)):
+            if not blocks:
+                raise ValueError(f"{option} names no level; give the blocks of at least one")
+            _check_least(option, min(blocks))
+        if len(self.encoder_blocks) != len(self.decoder_blocks):
+            raise ValueError(f"--encoder-blocks has {len(self.encoder_blocks)} levels and --decoder-blocks "
+                             f"{len(self.decoder_blocks)}; images keep their size only with as many in both")
+
+    @property
+    def downsampling(self) -> int:
+        return 2 ** (len(self.encoder_blocks) - 1)
+
+    @property
+    def variational(self) -> bool:
+        """Never: there is no posterior, so no noise is drawn and there is no KL term."""
+        return False
+
+
+def _check_latent_channels(channels: int) -> None:
+    if not 1 <= channels <= 64:
+        raise ValueError(f"--latent-channels is {channels}; possible are 1 to 64")
+
+
+def _check_least(option: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{option} has {value}; the least is 1")
 
 
 @dataclass(frozen=True)
@@ -98,7 +159,7 @@ class AutoencoderTraining:
     """A recipe's resolved configuration: the model, its loss, its optimiser, its crops and the run."""
 
     recipe: tyro.conf.Suppress[str]
-    model: KLConfig = field(default_factory=KLConfig)
+    model: KLConfig | TinyConfig
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     crops: CropConfig = field(default_factory=CropConfig)
@@ -107,3 +168,23 @@ class AutoencoderTraining:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     task: tyro.conf.Suppress[str] = "omnilatent.autoencoders.task:AutoencoderTask"
     """The class that trains this configuration."""
+
+
+@dataclass(frozen=True)
+class KLTraining(AutoencoderTraining):
+    """A recipe's resolved configuration: a KL autoencoder, its loss, its optimiser, its crops and the run."""
+
+    model: KLConfig = field(default_factory=KLConfig)
+
+
+@dataclass(frozen=True)
+class TinyTraining(AutoencoderTraining):
+    """A recipe's resolved configuration: a tiny autoencoder, its loss, its optimiser, its crops and the run."""
+
+    model: TinyConfig = field(default_factory=TinyConfig)
+    loss: LossConfig = field(default_factory=lambda: LossConfig(kl_weight=0.0))
+
+    def __post_init__(self) -> None:
+        if self.loss.kl_weight:
+            raise ValueError(f"--kl-weight is {self.loss.kl_weight:g}, but a tiny autoencoder has no posterior; leave "
+                             "it at 0")

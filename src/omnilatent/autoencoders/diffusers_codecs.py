@@ -146,11 +146,6 @@ class DiffusersCodec(Codec):
         """The diffusers model, in its present type and on its present device."""
         return self.module
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Codec:
-        # Not the model's own `to`, which warns of "modules that should be kept in float32: []" at every dtype.
-        nn.Module.to(self.module, device=device, dtype=dtype)
-        return self
-
     def _encode(self, images: Tensor) -> Latent:
         mean, logvar = self.family.encode(self.module, images * 2 - 1)
         self._guard(mean)

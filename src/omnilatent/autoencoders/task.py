@@ -1,4 +1,4 @@
-"""One training step of a KL autoencoder: reconstruction, perceptual, KL and adversarial terms together.
+"""One training step of an image autoencoder: reconstruction, perceptual, KL and adversarial terms together.
 
 The generator's step takes the image gradients of the reconstruction terms and of the discriminator's opinion
 apart, weighs them against each other, and sends one combined gradient back through the model.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.evaluation import EvaluationImages
-from ..data.sources import open_images, split
+from ..data.sources import ImageSource, open_images, split
 from ..data.training import Batch, TrainingImages, batches
 from ..errors import UserError
 from ..hub import load, write_model
@@ -27,13 +27,16 @@ from ..metrics.protocol import evaluate
 from ..training.ema import EMA
 from ..training.schedule import warmup_cosine
 from ..training.task import Logged
-from .config import AutoencoderTraining
-from .kl import KLAutoencoder, KLCodec, build_vae, config_of
+from .architecture import Architecture, TrainedCodec
+from .card import model_card
+from .config import AutoencoderTraining, KLConfig, TinyConfig
+from .kl import KL
+from .tiny import TINY
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-FREEZABLE = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")}
+ARCHITECTURES: dict[type, Architecture] = {KLConfig: KL, TinyConfig: TINY}
 NORMALISATION_IMAGES = 32  # crops that the latent's mean and standard deviation are measured on
 
 
@@ -41,7 +44,7 @@ class AutoencoderTask:
     """A `Task` (see training.task) that trains `config.model` on crops of images.
 
     Args:
-        data: the training images (see `data.open_images`).
+        data: the training images, or where they are (see `data.open_images`).
         val: the validation images; None holds out a share of `data`.
         skipped: called with (file, reason) for each image that cannot be read.
         init: the NAME whose weights to start from; its architecture replaces the recipe's.
@@ -50,30 +53,41 @@ class AutoencoderTask:
 
     monitor = "psnr"
 
-    def __init__(self, config: AutoencoderTraining, data: str, val: str | None, skipped: Callable[[str, str], None],
-                 init: str | None = None, freeze: str | None = None, command: str = "") -> None:
+    def __init__(self, config: AutoencoderTraining, data: str | ImageSource, val: str | ImageSource | None,
+                 skipped: Callable[[str, str], None], init: str | None = None,
+                 freeze: str | None = None, command: str = "") -> None:
+        self.architecture = ARCHITECTURES[type(config.model)]
         self.spec: LatentSpec | None = None
         self.initial: dict[str, Tensor] | None = None
         if init is not None:
-            codec = load(init, dtype=torch.float32)
-            model = replace(config_of(codec.module), variational=config.model.variational)
-            config = replace(config, model=model)
-            self.initial = codec.module.state_dict()
-            self.spec = codec.spec if freeze == "encoder" else None
+            vae, spec = self._source(init, config.recipe)
+            config = replace(config, model=self.architecture.config_of(vae, config.model))
+            self.initial = vae.state_dict()
+            if freeze == "encoder":  # the latents stay the source's, so their normalisation does too
+                self.spec = replace(spec, kind="gaussian" if config.model.variational else "point")
         size, f = config.crops.size, config.model.downsampling
         if size % f:
             raise UserError(f"--size {size} is not a multiple of the model's downsampling {f}.")
-        source = open_images(data, config.crops.max_pixels)
-        if val is None:
+        source, held_out = (open_images(d, config.crops.max_pixels) if isinstance(d, str) else d for d in (data, val))
+        if held_out is None:
             source, held_out = split(source, config.crops.held_out)
-        else:
-            held_out = open_images(val, config.crops.max_pixels)
         self.config, self.init, self.freeze, self.command, self.skipped = config, init, freeze, command, skipped
         self.images = TrainingImages(source, size, config.run.seed, config.crops.flip, config.crops.min_scale)
         self.validation = EvaluationImages(held_out, size, config.crops.validation_images)
         self.perceptual = perceptual_loss(config.loss.perceptual)
         self.adversarial = config.loss.adversarial_weight > 0
         self._picture: Tensor | None = None
+
+    def _source(self, init: str, recipe: str) -> tuple[nn.Module, LatentSpec]:
+        """The diffusers model that --init names, and its latent's normalisation."""
+        codec = load(init, dtype=torch.float32)
+        wanted, found = self.architecture.diffusers_class, type(codec.module).__name__
+        if found != wanted:
+            fitting = [a.recipe for a in ARCHITECTURES.values() if a.diffusers_class == found]
+            remedy = f"train it with the recipe {fitting[0]}" if fitting else "choose another --init"
+            raise UserError(f"--init {init} holds a model of the class {found}, but the recipe {recipe} trains an "
+                            f"{wanted}: {remedy}.")
+        return codec.module, codec.spec
 
     def __str__(self) -> str:
         return f"{len(self.images.source)} images ({self.images.source.name}), {len(self.validation)} held out"
@@ -87,11 +101,11 @@ class AutoencoderTask:
                 f"--batch-size {config.run.batch_size} does not split evenly over {fabric.world_size} processes and "
                 f"--accumulate {config.run.accumulate}: take a multiple of {fabric.world_size * config.run.accumulate}."
             )
-        model = KLAutoencoder(build_vae(config.model), config.checkpointing)
+        model = self.architecture.module(self.architecture.build_vae(config.model, None), config.checkpointing)
         if self.initial is not None:
             model.vae.load_state_dict(self.initial)
-        for part in FREEZABLE[self.freeze] if self.freeze else ():
-            if getattr(model.vae, part) is not None:
+        for part in self.architecture.halves[self.freeze] if self.freeze else ():
+            if getattr(model.vae, part) is not None:  # some KL models have no quant convolutions
                 getattr(model.vae, part).requires_grad_(False)
         fast = config.run.compile and fabric.device.type == "cuda"
         if fabric.device.type == "cuda":
@@ -154,14 +168,17 @@ class AutoencoderTask:
             logged["disc_loss"] = [self._discriminator_step(parts, fakes, position)]
         return {name: torch.stack(values).sum() for name, values in logged.items()}
 
-    def _generator_part(self, images: Tensor, noise: Tensor | None, adversarial: bool, share: float) -> tuple[dict[str, Tensor], Tensor]:
+    def _generator_part(
+        self, images: Tensor, noise: Tensor | None, adversarial: bool, share: float
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Forward and backward of one part of the batch; `share` is its part of this process's batch."""
         loss_config = self.config.loss
         out = self.model(images, noise)
         leaf = out.images.detach().float().requires_grad_()
         terms = {"pixel": pixel_loss(leaf, images, loss_config.l1, loss_config.l2).mean()}
         if self.perceptual is not None and loss_config.perceptual_weight:
-            terms["perceptual"] = loss_config.perceptual_weight * self.perceptual(leaf / 2 + 0.5, images / 2 + 0.5).mean()
+            distance = self.perceptual(leaf / 2 + 0.5, images / 2 + 0.5).mean()
+            terms["perceptual"] = loss_config.perceptual_weight * distance
         loss = torch.stack(list(terms.values())).sum()
         (gradient,) = torch.autograd.grad(loss, leaf)
         numbers = {"loss": loss, **terms}
@@ -193,9 +210,10 @@ class AutoencoderTask:
 
     def _adaptive_weight(self, features: Tensor, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
         """From both gradients at the last layer, averaged over all processes."""
-        shape = self.bare.last_layer.shape
-        both = torch.stack([last_layer_gradient(features.detach(), shape, g) for g in (reconstruction, adversarial)])
-        return adaptive_weight(*self.fabric.all_reduce(both, reduce_op="mean"))
+        shape, gain = self.bare.last_layer.shape, self.bare.output_gain
+        features = features.detach()
+        both = [gain * last_layer_gradient(features, shape, g) for g in (reconstruction, adversarial)]
+        return adaptive_weight(*self.fabric.all_reduce(torch.stack(both), reduce_op="mean"))
 
     def _discriminator_step(self, reals: tuple[Tensor, ...], fakes: list[Tensor], position: int) -> Tensor:
         self._set_lr(self.disc_optimizer, position, self.config.loss.disc_start_step)
@@ -243,14 +261,16 @@ class AutoencoderTask:
         pairs = [torch.from_numpy(a).permute(2, 0, 1) / 255 for p in pictures for a in (p.original, p.reconstruction)]
         top, bottom = torch.cat(pairs[0::2], 2), torch.cat(pairs[1::2], 2)
         self._picture = torch.cat([top, bottom], 1)
-        return {name: f.value for name, f in measured.figures.items() if name in ("psnr", "ssim") and f.value is not None}
+        return {name: f.value for name, f in measured.figures.items()
+                if name in ("psnr", "ssim") and f.value is not None}
 
     def samples(self) -> Tensor | None:
         """Held-out images above, their reconstructions by the averaged weights below."""
         return self._picture
 
     def state(self) -> dict[str, Any]:
-        state = {"model": self.bare.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {"model": self.bare.state_dict(), "ema": self.ema.state_dict(),
+                 "optimizer": self.optimizer.state_dict()}
         if self.adversarial:
             state |= {"disc": self.bare_disc.state_dict(), "disc_optimizer": self.disc_optimizer.state_dict()}
         return state
@@ -266,11 +286,13 @@ class AutoencoderTask:
     def export(self, folder: Path, figures: dict[str, float], step: int) -> None:
         spec = self.spec or self._measured_spec()
         config = {k: v for k, v in asdict(self.config).items() if k != "model"}
-        write_model(folder, "kl", asdict(self.config.model), spec, self.ema.average.vae.state_dict(),
-                    self._card(figures, step), training={**config, "init": self.init, "freeze": self.freeze, "step": step})
+        training = {**config, "init": self.init, "freeze": self.freeze, "step": step}
+        write_model(folder, self.architecture.kind, asdict(self.config.model), spec, self.ema.average.vae.state_dict(),
+                    self._card(figures, step), training=training)
 
-    def _codec(self, spec: LatentSpec) -> KLCodec:
-        return KLCodec(self.ema.average.vae, spec, Provenance(name=self.config.recipe, kind="kl"))
+    def _codec(self, spec: LatentSpec) -> TrainedCodec:
+        provenance = Provenance(name=self.config.recipe, kind=self.architecture.kind)
+        return self.architecture.codec(self.ema.average.vae, spec, provenance)
 
     def _raw_spec(self) -> LatentSpec:
         model = self.config.model
@@ -281,22 +303,19 @@ class AutoencoderTask:
         """The spec whose shift and scale give the latents of the first training crops mean 0 and deviation 1."""
         crops = [self.images.sample(position).image for position in range(NORMALISATION_IMAGES)]
         codec = self._codec(self._raw_spec())
-        z = torch.cat([codec.encode(torch.stack(crops[i : i + 8]).float() / 255).mode() for i in range(0, len(crops), 8)])
+        parts = [torch.stack(crops[i : i + 8]).float() / 255 for i in range(0, len(crops), 8)]
+        z = torch.cat([codec.encode(part).mode() for part in parts])
         return replace(self._raw_spec(), shift=(float(z.mean()),), scale=(1 / max(float(z.std()), 1e-6),))
 
     def _card(self, figures: dict[str, float], step: int) -> str:
-        shown = "\n".join(f"| {name} | {value:.4f} |" for name, value in figures.items()) or "| not measured | |"
-        model, start = self.config.model, f" from {self.init}" if self.init else ""
-        count = sum(p.numel() for p in self.bare.parameters())
-        return (
-            f"---\nlicense: not stated\nlibrary_name: omnilatent\n---\n# {self.config.recipe}\n\n"
-            f"Image autoencoder, f{model.downsampling}, {model.latent_channels} channels, {count:,} parameters; "
-            f"{step} steps{start} on {len(self.images.source)} images ({self.images.source.name}), "
-            f"crops of {self.config.crops.size}².\n\n"
-            f"Measured on {min(len(self.validation), self.config.crops.validation_images)} held-out images "
-            f"({self.validation.source.name}), posterior mode, 8 bits:\n\n| metric | value |\n| --- | --- |\n{shown}\n\n"
-            f"Command: `{self.command}`\n"
-        )
+        start = f" from {self.init}" if self.init else ""
+        start += f" with its {self.freeze} kept" if self.freeze else ""
+        trained = (f"{step} steps{start} on {len(self.images.source)} images ({self.images.source.name}), "
+                   f"crops of {self.config.crops.size}².")
+        n = min(len(self.validation), self.config.crops.validation_images)
+        measured = f"{n} held-out images ({self.validation.source.name})"
+        parameters = sum(p.numel() for p in self.bare.parameters())
+        return model_card(self.config, parameters, trained, measured, figures, self.command)
 
 
 def _workers(wish: int) -> int:

@@ -20,8 +20,9 @@ import tyro
 from tyro.conf import arg
 
 from ..errors import UserError
-from ..hub import WEIGHTLESS, locate, recognise, split_label
+from ..hub import WEIGHTLESS, choose_device, locate, recognise, split_label
 from ..metrics.catalogue import choose
+from .folders import check_writable
 from .parse import parse
 
 if TYPE_CHECKING:
@@ -78,8 +79,7 @@ class Measuring:
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} {value} is too small: give at least {least}.")
         choose(self.metrics)
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            raise UserError(f"--out {self.out} is a file: give a folder.")
+        check_writable(self.out or Path("reports"))
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,14 @@ def main(argv: list[str]) -> None:
 
 
 def measure(
-    options: Measuring, names: Sequence[str], command: str, argv: Sequence[str]
+    options: Measuring, names: Sequence[str], command: str, argv: Sequence[str], source: ImageSource | None = None,
+    notes: Sequence[str] = (),
 ) -> tuple[list[Evaluation], Path]:
     """Load all codecs, then measure one after the other, then write the report.
+
+    Args:
+        source: the images, where they are not those of `options.data`.
+        notes: sentences for the report.
 
     Returns:
         The evaluations in the order of `names`, and the path of report.html.
@@ -114,13 +119,14 @@ def measure(
     check_names(names)
     from ..data import open_images  # needs no torch
 
-    source = open_images(options.data, options.max_pixels)
+    source = source or open_images(options.data, options.max_pixels)
     from rich.console import Console
 
     console = Console(stderr=True)
     device = choose_device(options.device)
     count = min(len(source), options.limit or len(source))
-    console.print(f"{count:,} images of {source.name} on {device_name(device)}, {options.dtype}", highlight=False)
+    console.print(f"{count:,} images of {source.name} on {device_name(device)}, {options.dtype}", highlight=False,
+                  markup=False)
     codecs = load_codecs(names, options.dtype)
     evaluations, pictures, skipped = _measure_all(codecs, source, options, device, console)
     if skipped:
@@ -132,7 +138,8 @@ def measure(
     out = options.out or Path("reports") / f"{command}-{datetime.now():%Y%m%d-%H%M%S}"
     title = " · ".join(e.label for e in evaluations) if len(evaluations) < 5 else f"{len(evaluations)} codecs"
     line = shlex.join(["omnilatent", command, *argv])
-    return evaluations, write_report(out, evaluations, pictures, f"{title} on {source.name}", line, skipped=skipped)
+    return evaluations, write_report(out, evaluations, pictures, f"{title} on {source.name}", line, notes,
+                                     skipped=skipped)
 
 
 def show(evaluations: Sequence[Evaluation], written: Sequence[Path]) -> None:
@@ -157,19 +164,6 @@ def check_names(names: Sequence[str]) -> None:
         is_local = Path(target).expanduser().exists()
         if target not in WEIGHTLESS and (is_local or "/" not in target):
             recognise(locate(target))
-
-
-def choose_device(wanted: str) -> str:
-    """The torch device to use: for "auto" a GPU where there is one, else the CPU."""
-    import torch
-
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there[wanted]:
-        raise UserError(f"--device {wanted}: this torch sees no such device; use --device cpu, or install the torch "
-                        "that was built for it.")
-    return wanted
 
 
 def device_name(device: str) -> str:

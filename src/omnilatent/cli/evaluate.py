@@ -14,6 +14,7 @@ from tyro.conf import arg
 
 from ..errors import UserError
 from .compare import Measuring, measure, show
+from .folders import check_writable
 from .parse import parse
 
 
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> None:
     options = parse(Evaluate, "evaluate", argv)
     if options.json is not None and options.json.is_dir():
         raise UserError(f"--json {options.json} is a folder: give a file, such as {options.json / 'results.json'}.")
+    if options.json is not None:
+        check_writable(options.json.parent, "--json")
     evaluations, page = measure(options, [options.name], "evaluate", argv)
     written = [page, page.with_name("report.json")]
     if options.json is not None:

@@ -5,11 +5,12 @@ Nothing here imports torch, so help and argument errors answer at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
 from .. import __version__
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 
 COMMANDS = {
     "demo": "the main job on embedded photos, or on yours with --data: fine-tune, reconstruct, compare, report",
@@ -29,7 +30,7 @@ def usage() -> str:
         f"omnilatent {__version__}: learn, measure, compare and use latent spaces\n\n"
         f"usage: omnilatent COMMAND …\n\n{rows}\n\n"
         "'omnilatent COMMAND --help' shows a command's options. NAME is a path, a bundled model or a hub id;\n"
-        "DATA is a folder, a .tar or several, or 'synthetic'."
+        "DATA is a folder, a .tar or several, 'photos' (embedded) or 'synthetic'."
     )
 
 
@@ -46,14 +47,41 @@ def main(argv: list[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"omnilatent: there is no command {command!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
+    for stream in (sys.stdout, sys.stderr):  # a file name that is not UTF-8, or a terminal that is not
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         import_module(f".{command}", __package__).main(rest)
+        sys.stdout.flush()
     except UserError as mistake:
         print(f"omnilatent: {mistake}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, head for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("\nomnilatent: stopped by Ctrl-C; what was saved before is untouched.", file=sys.stderr)
         return 130
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 2 if end.code else 0
+    except (OSError, RuntimeError, MemoryError) as failure:
+        sentence = machine_failure(failure)
+        if sentence is None:
+            raise
+        print(f"omnilatent: {sentence}", file=sys.stderr)
+        return 2
     return 0
+
+
+def machine_failure(failure: Exception) -> str | None:
+    """What to tell of a failure of the disk or the memory that nothing nearer to it has explained; else None."""
+    from ..hub import is_disk_full
+
+    if is_out_of_memory(failure):
+        return "Out of memory: use a smaller --batch-size, smaller images or a smaller model."
+    if is_disk_full(failure):
+        return ("The disk is full or a quota is reached: free space and repeat the command; what was saved before is "
+                "untouched.")
+    if isinstance(failure, OSError) and failure.filename is not None:
+        return f"{os.fsdecode(failure.filename)} cannot be read or written ({failure.strerror}): check the path and your rights."
+    return None

@@ -1,4 +1,8 @@
-"""`omnilatent train RECIPE --data DATA` learns a latent space; `omnilatent train --resume RUN` goes on with a run."""
+"""`omnilatent train RECIPE --data DATA` learns a latent space; `omnilatent train --resume RUN` goes on with a run.
+
+- `TrainOptions`: the options of every recipe beside its own configuration.
+- `start`, `resume`: check what can be checked without torch, then `train_run`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ import tyro
 from ..errors import UserError
 from ..hub import RECIPES, read_json
 from ..training.config import from_json
+from .folders import check_writable
 from .parse import parse
 
 Config = TypeVar("Config")
@@ -42,14 +47,16 @@ class TrainOptions(Generic[Config]):
 def main(argv: list[str]) -> None:
     if not argv or argv[0] in {"-h", "--help"}:
         print(usage())
-    elif "--resume" in argv:
-        at = argv.index("--resume")
-        if at + 1 == len(argv):
-            raise UserError("--resume takes a run's folder: omnilatent train --resume runs/NAME.")
-        positional = [] if argv[0].startswith("--") else argv[:1]  # a recipe before --resume is the run's own
-        resume(Path(argv[at + 1]), [*argv[len(positional) : at], *argv[at + 2 :]])
-    else:
+        return
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--resume=") else [arg])]
+    if "--resume" not in argv:
         start(argv[0], argv[1:])
+        return
+    at = argv.index("--resume")
+    if at + 1 == len(argv) or not argv[at + 1]:
+        raise UserError("--resume takes a run's folder: omnilatent train --resume runs/NAME.")
+    positional = [] if argv[0].startswith("--") else argv[:1]  # a recipe before --resume, which is the run's own
+    resume(Path(argv[at + 1]), [*argv[len(positional) : at], *argv[at + 2 :]], *positional)
 
 
 def usage() -> str:
@@ -62,6 +69,8 @@ def usage() -> str:
 
 def start(recipe: str, argv: list[str]) -> None:
     """A new run of `recipe`."""
+    if recipe.startswith("-"):
+        raise UserError(f"train begins with a recipe: omnilatent train RECIPE --data DATA; there are {', '.join(RECIPES)}.")
     if recipe not in RECIPES:
         raise UserError(f"There is no recipe {recipe!r}; there are {', '.join(RECIPES)}.")
     config = _recipe_config(recipe)
@@ -71,31 +80,67 @@ def start(recipe: str, argv: list[str]) -> None:
     run = options.out or Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     if (run / "run.json").exists():
         raise UserError(f"{run} holds a run already: go on with --resume {run}, or choose another --out.")
-    command = shlex.join(["omnilatent", "train", recipe, *argv])
-    train_run(options, run, None, command)
+    _check(options, run)
+    try:
+        train_run(options, run, None, shlex.join(["omnilatent", "train", recipe, *argv]))
+    except UserError:
+        if not any(run.glob("*/config.json")):  # nothing was saved: the mended command may be given once more
+            (run / "run.json").unlink(missing_ok=True)
+        raise
 
 
-def resume(path: Path, argv: list[str]) -> None:
+def resume(path: Path, argv: list[str], recipe: str | None = None) -> None:
     """Go on with the run that `path` is or lies in; `argv` may change how it runs, not what it learns."""
     run = next((p for p in (path, path.parent) if (p / "run.json").exists()), None)
     if run is None:
         raise UserError(f"--resume {path}: there is no run; give the folder that holds its run.json.")
-    saved = read_json(run / "run.json")
-    config = from_json(type(_recipe_config(saved["options"]["config"]["recipe"])), saved["options"]["config"])
-    before = from_json(TrainOptions, {**saved["options"], "config": None})
-    before = dataclasses.replace(before, config=config)
-    options = parse(TrainOptions[type(config)], f"train --resume {path}", argv, before)
+    before, command = _saved(run / "run.json")
+    if recipe not in (None, before.config.recipe):
+        raise UserError(f"{run} is a run of {before.config.recipe}, not of {recipe}: leave the recipe out.")
+    options = parse(TrainOptions[type(before.config)], f"train --resume {path}", argv, before)
     if _what_it_learns(options) != _what_it_learns(before):
         raise UserError(f"--resume {path} goes on with the model, loss and data that the run began with: start a new "
                         f"run with --init {path} to change them.")
+    if options.out != before.out:
+        raise UserError(f"--resume {path} goes on in the run's own folder: leave --out out, or copy the folder.")
+    _check(options, run)
     from ..training.checkpoint import resume_point
 
-    train_run(options, run, resume_point(path), saved["command"])
+    train_run(options, run, resume_point(path), command)
+
+
+def _saved(file: Path) -> tuple[TrainOptions[Any], str]:
+    """The options and the command of a run's run.json."""
+    saved = read_json(file)
+    try:
+        config = from_json(type(_recipe_config(saved["options"]["config"]["recipe"])), saved["options"]["config"])
+        before = from_json(TrainOptions, {**saved["options"], "config": None})
+        return dataclasses.replace(before, config=config), str(saved["command"])
+    except (KeyError, TypeError, ValueError) as failure:
+        raise UserError(f"{file} describes no run that this version knows ({type(failure).__name__}: {failure}): restore "
+                        "it, or upgrade omnilatent.") from failure
+
+
+def _check(options: TrainOptions[Any], run: Path) -> None:
+    """Refuse what can be refused without importing torch."""
+    from ..data.patterns import paths_of
+    from .compare import check_names
+
+    images, parts = options.config.run.batch_size, options.config.run.accumulate
+    if images % parts:
+        raise UserError(f"--batch-size {images} does not split into --accumulate {parts} equal parts: take a multiple of "
+                        f"{parts}.")
+    check_writable(run)
+    check_names([options.init] if options.init else [])
+    for data in filter(None, (options.data, options.val)):
+        if data not in ("synthetic", "photos"):
+            paths_of(data)
 
 
 def train_run(options: TrainOptions[Any], run: Path, checkpoint: Path | None, command: str) -> None:
     """Train into the folder `run` and say where the result lies and what it reached."""
     from ..data.skipped import SkippedLog
+    from ..report.record import replace_file
     from ..training.loop import launch_fabric, train
 
     config = options.config
@@ -106,9 +151,8 @@ def train_run(options: TrainOptions[Any], run: Path, checkpoint: Path | None, co
     task = getattr(import_module(module), task_class)(
         config, options.data, options.val, skipped.add, options.init, options.freeze, command)
     if fabric.is_global_zero:
-        run.mkdir(parents=True, exist_ok=True)
         saved = {"options": dataclasses.asdict(options), "command": command}
-        (run / "run.json").write_text(json.dumps(saved, indent=2, default=str) + "\n", encoding="utf-8")
+        replace_file(run / "run.json", json.dumps(saved, indent=2, default=str) + "\n")
         print(f"training {config.recipe} on {fabric.device}, {task}, into {run}", flush=True)
     try:
         figures = train(task, config.run, run, fabric, checkpoint)
@@ -118,7 +162,8 @@ def train_run(options: TrainOptions[Any], run: Path, checkpoint: Path | None, co
         raise SystemExit(130) from None
     if fabric.is_global_zero:
         reached = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        left_out = f"; {skipped.count} unreadable images skipped, listed in {skipped.path}" if skipped.count else ""
+        what = "1 unreadable image" if skipped.count == 1 else f"{skipped.count} unreadable images"
+        left_out = f"; {what} skipped, listed in {skipped.path}" if skipped.count else ""
         print(f"{run / 'final'}: {reached}{left_out}")
 
 

@@ -47,9 +47,13 @@ def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]
         for entry in reversed(entries):
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself, which is as broken as one to nowhere
+                is_folder = is_file = False
+            if is_folder:
                 stack.append((entry.path, f"{prefix}{entry.name}/"))
-            elif entry.is_file() or entry.is_symlink():  # a broken link is an image that cannot be read; pipes are none
+            elif is_file or entry.is_symlink():  # a broken link is an image that cannot be read; pipes are none
                 yield prefix + entry.name
 
 

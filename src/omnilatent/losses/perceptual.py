@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
+from .weight_files import MissingNetwork
 
 Perceptual = Literal["none", "lpips", "laplacian"]
 LEVELS = 4  # the coarsest part of a 256² image is then 16²
@@ -39,7 +40,11 @@ def perceptual_loss(name: Perceptual) -> Callable[[Tensor, Tensor], Tensor]:
     if name == "lpips":
         from .lpips import LPIPS
 
-        return LPIPS("vgg")
+        try:
+            return LPIPS("vgg")
+        except MissingNetwork as missing:
+            alternative = "or choose --perceptual laplacian, which needs no network"
+            raise MissingNetwork(f"{str(missing).removesuffix('.')}; {alternative}.") from missing
     raise UserError(f"There is no perceptual loss {name!r}: choose none, lpips or laplacian.")
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 from ..latent import Codec, Codes, Latent
 from .catalogue import METRICS, MetricInfo, choose
 from .codebooks import CodebookUsage
@@ -140,7 +140,9 @@ def _reconstruct(codec: Codec, original: Tensor, names: list[str]) -> tuple[Late
     try:
         latent = codec.encode(original)
         decoded = codec.decode(latent)
-    except torch.OutOfMemoryError as failure:
+    except (RuntimeError, MemoryError) as failure:
+        if not is_out_of_memory(failure):
+            raise
         count, height, width = len(original), *original.shape[-2:]
         remedy = f"use --batch-size {max(1, count // 2)}" if count > 1 else "use smaller images, or another device"
         sentence = f"{codec.label} ran out of memory on {count} images of {height}×{width}: {remedy}."
@@ -207,7 +209,8 @@ def _conditions(codec: Codec, images: EvaluationImages, keys: list[str], batch_s
     device = codec.device
     return {
         "protocol": PROTOCOL, "data": images.source.name, "n": len(keys), "size": images.size,
-        "skipped": len(images.skipped), "keys_hash": hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16],
+        "skipped": len(images.skipped),
+        "keys_hash": hashlib.sha256("\n".join(keys).encode("utf-8", "surrogateescape")).hexdigest()[:16],
         "seed": seed, "batch_size": batch_size, "dtype": _dtype(codec), "weights_hash": codec.provenance.weights_hash,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),

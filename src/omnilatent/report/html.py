@@ -101,7 +101,7 @@ def _page(
 """
     if "\0" not in page:
         return page
-    room = max_bytes - len(page.encode()) - 60_000  # markup of the viewer, captions, long keys
+    room = max_bytes - len(page.encode(errors="backslashreplace")) - 60_000  # markup of the viewer, captions, long keys
     heat = _heat()
     return page.replace("\0", pictures_section(embed(pictures, max(0, room)), series, heat))
 

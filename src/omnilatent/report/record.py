@@ -59,7 +59,7 @@ def write_skipped(folder: Path, skipped: Sequence[tuple[str, str]]) -> Path | No
 
 
 def replace_file(path: Path, text: str) -> Path:
-    """Write UTF-8 `text` to `path` as a whole or not at all.
+    """Write UTF-8 `text` to `path` as a whole or not at all; stray bytes of file names become `\\udcff`, as in JSON.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written to; an existing file stays as it was.
@@ -67,7 +67,7 @@ def replace_file(path: Path, text: str) -> Path:
     temporary = path.with_name(f".writing-{path.name}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as handle:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as handle:
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())

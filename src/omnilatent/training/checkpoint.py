@@ -34,7 +34,7 @@ def prune(run: Path, keep: int) -> None:
 
 def checkpoints(run: Path) -> list[Path]:
     """The folders step-N/ that hold training state, oldest first."""
-    found = [p for p in run.glob("step-*") if (p / "state.pt").exists()]
+    found = [p for p in run.glob("step-*") if p.name.removeprefix("step-").isdigit() and (p / "state.pt").exists()]
     return sorted(found, key=step_of)
 
 
@@ -54,15 +54,21 @@ def resume_point(path: Path) -> Path | None:
         if not (path / "state.pt").exists():
             raise UserError(f"{path} holds a model but no training state: resume from the run {run} instead.")
         return path
-    if (run / "final" / "state.pt").exists():
-        return run / "final"
-    return checkpoints(run)[-1] if checkpoints(run) else None
+    return furthest(run)
 
 
-def load_state(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Read a checkpoint's `state.pt` without running any code in it."""
+def furthest(run: Path) -> Path | None:
+    """The checkpoint with the most steps, or None. That is final/, unless a run was resumed with more --steps."""
+    newest, final = checkpoints(run)[-1:], run / "final"
+    if not (final / "state.pt").exists():
+        return newest[0] if newest else None
+    return newest[0] if newest and step_of(newest[0]) > load_state(final, mapped=True)["step"] else final
+
+
+def load_state(folder: Path, device: torch.device | str = "cpu", mapped: bool = False) -> dict[str, Any]:
+    """Read a checkpoint's `state.pt` without running any code in it; `mapped` leaves its tensors on the disk."""
     try:
-        return torch.load(folder / "state.pt", map_location=device, weights_only=True)
+        return torch.load(folder / "state.pt", map_location=device, weights_only=True, mmap=mapped)
     except Exception as failure:
         raise UserError(f"{folder / 'state.pt'} cannot be read ({type(failure).__name__}): resume from an earlier "
                         "step-N/ of the run.") from failure

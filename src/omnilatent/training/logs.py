@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+from ..errors import library
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -18,15 +22,25 @@ class RunLog:
     """Appends to a run's log, from step `start` on: what a killed run logged beyond it is dropped first."""
 
     def __init__(self, run: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+        library("tensorboard")  # or the next line blames torch for its absence
         self.run = run
         self.file = run / "log.jsonl"
         if self.file.exists():
-            lines = self.file.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= start]
-            self.file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self.board = SummaryWriter(str(run), purge_step=start + 1)
+            self._drop_beyond(start)
+        self.board = library("torch.utils.tensorboard").SummaryWriter(str(run), purge_step=start + 1)
+
+    def _drop_beyond(self, start: int) -> None:
+        """Rewrite the log without the rows after step `start`, whole or not at all."""
+        rows = self.file.read_bytes().splitlines(keepends=True)
+        kept = [row for row in rows if _step_of(row) <= start]
+        if len(kept) == len(rows):
+            return
+        temporary = self.file.with_name(f".writing-{self.file.name}")
+        try:
+            temporary.write_bytes(b"".join(kept))
+            os.replace(temporary, self.file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def write(self, step: int, numbers: dict[str, float], part: str) -> None:
         """Log the numbers of `part` ("train" or "validation") after `step` optimiser steps."""
@@ -43,15 +57,22 @@ class RunLog:
         Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())).save(folder / f"step-{step}.png")
         self.board.add_image("samples", pixels, step)
 
-    def close(self) -> None:
-        self.board.close()
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.board.close()
+        except OSError:  # a full disk, for example; what has already gone wrong is told instead
+            if failure is None:
+                raise
 
 
-def _step_of(line: str) -> float:
+def _step_of(row: bytes) -> float:
     """A row's step; a row cut off by a kill counts as beyond every step."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return json.loads(row)["step"] if row.endswith(b"\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
         return float("inf")
 
 
@@ -60,6 +81,6 @@ def progress_bar(visible: bool) -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"), disable=not visible,
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}", markup=False), disable=not visible,
     )

@@ -10,7 +10,7 @@ import math
 import random
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError, library
-from .checkpoint import checkpoints, load_state, prune, save_checkpoint
+from ..errors import library
+from ..hub import choose_device
+from .checkpoint import load_state, prune, save_checkpoint
 from .config import RunConfig
+from .finite import check_finite
 from .logs import RunLog, progress_bar
+from .memory import step_within_memory
 from .task import Logged, Task
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ def launch_fabric(config: RunConfig) -> Fabric:
     """A launched Fabric: the device asked for, bf16 where the GPU has it, DDP over the processes of torchrun."""
     import os
 
-    device = _device(config.device)
+    device = choose_device(config.device)
     precision: Any = "32-true"
     if config.amp and device == "cuda":
         precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
@@ -49,15 +52,6 @@ def launch_fabric(config: RunConfig) -> Fabric:
     )
     fabric.launch()
     return fabric
-
-
-def _device(wish: str) -> str:
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wish == "auto":
-        return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
-    if not available[wish]:
-        raise UserError(f"--device {wish}: this torch ({torch.__version__}) sees no such device; use --device cpu.")
-    return wish
 
 
 def train(
@@ -85,34 +79,36 @@ def train(
         task.load_state(state["task"])
         start, best, figures = state["step"], state["best"], state["figures"]
     main = fabric.is_global_zero
-    log = RunLog(run, start) if main else None
-    if state is not None:  # last, since libraries draw random numbers while they start
-        _load_random_state(state["random"], fabric)
     healthy = torch.zeros((), device=fabric.device)  # turns NaN or infinite with the first such loss
 
     def save(folder: Path, step: int) -> None:
-        _check_finite(healthy, step, run)
-        state = {"task": task.state(), "step": step, "best": best, "figures": figures, "random": _random_state(fabric)}
+        learned = task.state()
+        check_finite(healthy, step, run, learned)
+        state = {"task": learned, "step": step, "best": best, "figures": figures, "random": _random_state(fabric)}
         if main:
             save_checkpoint(folder, task, state, figures, step)
             prune(run, config.keep)
         fabric.barrier()
 
-    with progress_bar(main and not quiet) as bar, _stop_after_this_step() as stop:
+    logging = RunLog(run, start) if main else nullcontext()
+    with logging as log, progress_bar(main and not quiet) as bar, _stop_after_this_step() as stop:
         row = bar.add_task(run.name, total=config.steps, completed=start, numbers="")
+        if state is not None:  # this late, since libraries draw random numbers while they start
+            _load_random_state(state["random"], fabric)
         batches = task.batches(start, config.steps)
         for position in range(start, config.steps):
-            logged = _step(task, next(batches), position, config)
+            logged = step_within_memory(task, next(batches), position, config, fabric.world_size)
             healthy = healthy + 0.0 * torch.as_tensor(logged["loss"], device=fabric.device).detach()
             step, last = position + 1, position + 1 == config.steps
             bar.update(row, completed=step)
             if step % config.log_every == 0 or last:
-                _check_finite(healthy, step, run)
+                check_finite(healthy, step, run)
                 numbers = _averaged(logged, fabric)
                 bar.update(row, numbers=" ".join(f"{k} {v:.4g}" for k, v in list(numbers.items())[:3]))
                 if log:
                     log.write(step, numbers, "train")
             if step % config.validate_every == 0 or last:
+                check_finite(healthy, step, run, task.state())
                 figures = task.validate()
                 picture = task.samples()
                 if log:
@@ -120,7 +116,6 @@ def train(
                     if picture is not None:
                         log.picture(step, picture)
                 if figures[task.monitor] > best:
-                    _check_finite(healthy, step, run)
                     best = figures[task.monitor]
                     if main:
                         save_checkpoint(run / "best", task, None, figures, step)
@@ -132,8 +127,6 @@ def train(
                 save(run / f"step-{step}", step)
             if stopping:
                 raise KeyboardInterrupt
-    if log:
-        log.close()
     return figures
 
 
@@ -144,54 +137,6 @@ def _agreed(stop: list[bool], step: int, config: RunConfig, fabric: Fabric) -> b
     if step % config.log_every:
         return False
     return bool(fabric.all_reduce(torch.tensor(float(bool(stop)), device=fabric.device), reduce_op="sum") > 0)
-
-
-def _step(task: Task, batch: Any, position: int, config: RunConfig) -> Logged:
-    """One step; running out of memory becomes a sentence that names a split of the batch which fits."""
-    try:
-        return task.step(batch, position)
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as failure:
-        if not _out_of_memory(failure):
-            raise
-        reason = failure
-    fits, parts = batch, config.accumulate
-    while (fits := task.halve(fits)) is not None:
-        parts *= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        try:
-            task.step(fits, position)  # the run ends here, so the weights may be spoiled by this trial
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as failure:
-            if not _out_of_memory(failure):
-                raise
-            continue
-        raise UserError(
-            f"Out of memory at step {position} with --batch-size {config.batch_size} --accumulate {config.accumulate}: "
-            f"--batch-size {config.batch_size} --accumulate {parts} fits and gives the same gradients; what was saved "
-            "before is untouched."
-        ) from reason
-    raise UserError(
-        f"Out of memory at step {position} even with one image at a time: train smaller crops (--size) or a smaller "
-        "model, or turn on --checkpointing."
-    ) from reason
-
-
-def _out_of_memory(failure: BaseException) -> bool:
-    text = str(failure)
-    return isinstance(failure, (torch.OutOfMemoryError, MemoryError)) or (
-        "can't allocate memory" in text or "out of memory" in text
-    )
-
-
-def _check_finite(healthy: Tensor, step: int, run: Path) -> None:
-    if bool(torch.isfinite(healthy)):
-        return
-    saved = checkpoints(run)
-    kept = f"the last good checkpoint is {saved[-1]}" if saved else "nothing was saved yet"
-    raise UserError(
-        f"The loss is not a finite number by step {step}: training stopped and {kept}; a lower --lr or a smaller "
-        "--clip usually helps."
-    )
 
 
 def _averaged(logged: Logged, fabric: Fabric) -> dict[str, float]:

@@ -1,0 +1,176 @@
+"""What the trainable image autoencoders have in common; each is diffusers' class of its name, so weights go both ways.
+
+- `Architecture`: one row a kind: how it is built, trained, used, recognised in --init, and frozen by half.
+- `Autoencoder`, `Reconstruction`: the module that trains, images in [-1, 1], and what its forward gives.
+- `TrainedCodec`: the codec for use, images in [0, 1], which `to_diffusers` gives back as a plain diffusers model.
+- `open_trained`, `load_weights`: a checkpoint folder into its codec.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import UserError
+from ..hub import card_licence, file_hash, read_config
+from ..latent import Codec, LatentSpec, Provenance
+
+# Entries of a diffusers configuration that change no layer: the latent's normalisation, and hints for pipelines.
+NO_LAYER = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "latent_magnitude", "latent_shift",
+            "sample_size", "force_upcast"}
+
+
+class Reconstruction(NamedTuple):
+    """What a training forward gives: `images` `(b, 3, h, w)` in about [-1, 1], the posterior's `mean` and
+    `logvar` `(b, c, h/f, w/f)` (without a posterior the latent and None), and `features`, the input of the decoder's
+    last convolution."""
+
+    images: Tensor
+    mean: Tensor
+    logvar: Tensor | None
+    features: Tensor
+
+
+class Autoencoder(nn.Module, ABC):
+    """The trained module. `forward` is the whole of it, so that compilation, autocast and DDP see every layer.
+
+    Attributes:
+        vae: the diffusers model, whose weights are what is saved.
+        output_gain: images = `output_gain` · last convolution + a constant.
+    """
+
+    output_gain = 1.0
+
+    def __init__(self, vae: Any, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.vae = vae
+        self.checkpointing = checkpointing
+
+    @property
+    @abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the decoder's last convolution."""
+
+    @abstractmethod
+    def forward(self, images: Tensor, noise: Tensor | None) -> Reconstruction:
+        """Images `(b, 3, h, w)` in [-1, 1]; `noise` `(b, c, h/f, w/f)` of the posterior, None for its mean."""
+
+    def _run(self, block: nn.Module, h: Tensor) -> Tensor:
+        return checkpoint(block, h, use_reentrant=False) if self.checkpointing and self.training else block(h)
+
+
+class TrainedCodec(Codec):
+    """One of our autoencoders for use.
+
+    Attributes:
+        no_shift: what the diffusers class writes for a latent that is not shifted.
+    """
+
+    no_shift: float | None = None
+
+    def to_diffusers(self) -> nn.Module:
+        """The same weights as a plain diffusers model, its scaling and shift factor set to our normalisation."""
+        if len(self.spec.scale) > 1 or len(self.spec.shift) > 1:
+            raise UserError(
+                f"{self.label} is normalised a channel, which diffusers' {type(self.module).__name__} cannot state."
+            )
+        shift = self.spec.shift[0] or self.no_shift
+        self.module.register_to_config(scaling_factor=self.spec.scale[0], shift_factor=shift)
+        return self.module
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of trainable autoencoder.
+
+    Attributes:
+        kind: of its checkpoints, a key of `hub.OPENERS`.
+        diffusers_class: the name of the class that `build_vae` builds.
+        recipe: a recipe that trains it, for messages.
+        config: the frozen dataclass of its configuration.
+        build_vae: (configuration, spec or None) → diffusers model, freshly initialised.
+        config_of: (diffusers model, the recipe's configuration) → its configuration; what is no matter of layers
+            comes from the recipe.
+        module: (diffusers model, checkpointing) → the module that trains.
+        codec: (diffusers model, spec, provenance) → the codec.
+        halves: "encoder" and "decoder" → the diffusers model's parts that each consists of.
+    """
+
+    kind: str
+    diffusers_class: str
+    recipe: str
+    config: type
+    build_vae: Callable[[Any, LatentSpec | None], Any]
+    config_of: Callable[[Any, Any], Any]
+    module: Callable[[Any, bool], Autoencoder]
+    codec: Callable[[Any, LatentSpec, Provenance], TrainedCodec]
+    halves: dict[str, tuple[str, ...]]
+
+
+def check_same_layers(vae: Any, rebuilt: Any) -> None:
+    """Refuse a model that has something which our configuration cannot say, such as another activation.
+
+    Args:
+        vae: the diffusers model to start from.
+        rebuilt: what our configuration of it builds.
+    """
+    for key, ours in rebuilt.config.items():
+        if key.startswith("_") or key in NO_LAYER:
+            continue
+        theirs = vae.config.get(key)
+        if json.dumps(theirs) != json.dumps(ours):  # a tuple is a list once it was on disk
+            raise UserError(f"--init: this {type(vae).__name__} has {key} {theirs}, and we train only {ours}: choose "
+                            "another model to start from.")
+
+
+def open_trained(architecture: Architecture, path: Path, name: str) -> Codec:
+    """Open a checkpoint folder of ours.
+
+    Raises:
+        UserError: its configuration describes no such model, or the weights are missing, damaged or another model's.
+    """
+    saved = read_config(path)
+    try:
+        fields = {key: tuple(v) if isinstance(v, list) else v for key, v in saved["model"].items()}
+        config, spec = architecture.config(**fields), LatentSpec.from_json(saved["spec"])
+    except (KeyError, TypeError, ValueError) as failure:
+        raise UserError(f"{path / 'config.json'} does not describe a model of the kind {architecture.kind} "
+                        f"({failure}): restore it from its source.") from failure
+    weights, card = path / "model.safetensors", path / "README.md"
+    vae = architecture.build_vae(config, spec)
+    load_weights(vae, weights)
+    provenance = Provenance(name=name, kind=architecture.kind, weights_hash=file_hash(weights),
+                            licence=card_licence(path), path=str(path),
+                            card=card.read_text(encoding="utf-8") if card.exists() else "")
+    return architecture.codec(vae, spec, provenance)
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Load a .safetensors file strictly, keeping its floating point type.
+
+    Raises:
+        UserError: the file is missing, unreadable, or of another architecture.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError as failure:
+        raise UserError(
+            f"{file} is missing: the checkpoint is incomplete; take another step-N/ of its run."
+        ) from failure
+    except SafetensorError as failure:
+        raise UserError(f"{file} is damaged ({failure}): copy it again from its source.") from failure
+    dtype = next(iter(tensors.values())).dtype
+    try:
+        nn.Module.to(module, dtype=dtype).load_state_dict(tensors, strict=True)
+    except RuntimeError as failure:
+        raise UserError(f"{file} does not fit the architecture in its config.json: {str(failure)[:200]}") from failure

@@ -1,0 +1,26 @@
+"""Where a command may write, found out before it works for hours.
+
+- `check_writable`: refuse a place in which nothing can be made.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import UserError
+
+
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Look at `folder`, or at its nearest parent that exists, without making anything.
+
+    Raises:
+        UserError: that is a file, nothing may be written into it, or the name is not text.
+    """
+    if any("\udc80" <= letter <= "\udcff" for letter in str(folder)):
+        raise UserError(f"{option} {folder} holds bytes that are not UTF-8, which TensorBoard refuses: choose another name.")
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise UserError(f"{option} {folder}: {there} is a file: give a folder.")
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise UserError(f"{option} {folder}: nothing may be written into {there}: choose another folder.")

@@ -1,0 +1,232 @@
+"""The pages are true: their commands and code run, their links lead somewhere, their tables are what was measured.
+
+The commands run in process in a folder as docs/commands.md describes it ("How the tests run a row").
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import runpy
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from docs_commands import PAGES, ROOT, bash_lines, blocks, rows, seed_lines, shortened, text_of
+from PIL import Image
+
+import omnilatent.hub
+from omnilatent.cli.main import COMMANDS
+from omnilatent.cli.main import main as command
+from omnilatent.hub import RECIPES
+
+SEEDS = ROOT.parent / "shared" / "seeds"
+PLANNED = {"clone", "encode", "decode", "translate", "generate", "bench"}  # promised, not built
+OTHERS = {"make", "pip"}  # first words of lines in bash blocks that are not ours to run
+TABLE = rows(text_of("docs/commands.md"))
+LINES = [row for row in TABLE if row.ours.startswith("omnilatent ")]
+PYTHON = [row for row in TABLE if row.ours.startswith(("omnilatent.", "codec."))]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """photos/, shards/, photo.jpg, runs/mine (a run of the recipe debug) and vae.safetensors (made of it)."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "photos").mkdir()
+    (folder / "shards").mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "photos" / f"{i}.png")
+        if i % 2:
+            with tarfile.open(folder / "shards" / f"{i // 2:03}.tar", "w") as tar:
+                for number in (i - 1, i):
+                    tar.add(folder / "photos" / f"{number}.png", f"{number}.png")
+    Image.fromarray(pixels[:37, :29]).save(folder / "photo.jpg")
+    with contextlib.chdir(folder):
+        run("omnilatent train debug --data DATA --out RUN")
+        run("omnilatent export RUN --to safetensors --out vae.safetensors")
+    return folder
+
+
+@pytest.fixture
+def here(prepared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A copy of the prepared folder as the current one, so that no test sees another's runs."""
+    folder = shutil.copytree(prepared, tmp_path / "here")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(omnilatent.hub, "_fetch", lambda name: pytest.fail(f"{name} would be fetched from the hub"))
+    return folder
+
+
+def run(line: str) -> str:
+    """Run a documented line; what it printed. A failure shows the line and what it said."""
+    arguments = shortened(line)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = command(arguments)
+    assert code == 0, f"{line}\nas {arguments}\nended with {code}: {said.getvalue()}"
+    return said.getvalue()
+
+
+# -- the pages' own commands and code ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_the_commands_of_a_page_run_one_after_the_other(page: str, here: Path) -> None:
+    ran = 0
+    for block in blocks(text_of(page)):
+        for line in bash_lines(block.code) if block.language == "bash" else ():
+            if line.split()[0] not in OTHERS:
+                run(line)
+                ran += 1
+    assert ran >= 8
+
+
+def test_the_readme_python_runs(here: Path) -> None:
+    (code,) = [block.code for block in blocks(text_of("README.md")) if block.language == "python"]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    names: dict[str, object] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(code, names)
+    assert names["same"].shape == names["draw"].shape == (1, 3, 37, 29) and names["z"].shape == (1, 4, 5, 4)
+
+
+@pytest.mark.parametrize(("example", "arguments"), [
+    ("walk.py", ["photos/0.png", "photos/1.png", "--size", "32", "--steps", "3"]),
+    ("own_codec.py", ["--data", "photos/", "--size", "32", "--limit", "2"]),
+])
+def test_an_example_runs(example: str, arguments: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples" / example))["main"](arguments)
+    printed = capsys.readouterr().out
+    if example == "walk.py":
+        with Image.open("walk.png") as strip:
+            assert strip.size == (96, 32)
+    else:
+        assert "| blocks |" in printed and "| kl-f8-small |" in printed
+
+
+def test_every_example_is_tested_and_named_in_the_readme() -> None:
+    named = set(re.findall(r"\(examples/(\w+\.py)\)", text_of("README.md")))
+    assert named == {path.name for path in (ROOT / "examples").glob("*.py")} == {"walk.py", "own_codec.py"}
+
+
+# -- docs/commands.md ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", [row for row in LINES if row.state.startswith("works")], ids=lambda row: row.ours)
+def test_a_row_that_works_runs(row, here: Path) -> None:
+    assert run(row.ours)
+    if "--output" in row.ours:
+        assert Path("results.json").stat().st_size > 500
+
+
+@pytest.mark.parametrize("row", [row for row in LINES if row.state.startswith("waits")], ids=lambda row: row.ours)
+def test_a_row_that_waits_is_refused_today(row, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise it is built: say so in the table. It is the command, recipe or model that is missing, no more."""
+    assert command(shortened(row.ours)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search("there is no command|There is no recipe|there is no run|is neither an existing path|Unrecognized",
+                     said), said
+
+
+@pytest.mark.parametrize("row", PYTHON, ids=lambda row: row.ours)
+def test_python_of_the_seeds(row, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"omnilatent": omnilatent, "torch": torch, "images": torch.rand(2, 3, 40, 48),
+             "codec": omnilatent.load("runs/mine")}
+    if row.state == "works":
+        result = eval(row.ours, names)
+        shapes = {"reconstruct": (2, 3, 40, 48), ".shape": (2, 3, 37, 29), "kl(": (2,), "sample": (2, 4, 5, 6)}
+        expected = next((shape for part, shape in reversed(shapes.items()) if part in row.ours), None)
+        assert expected is None or tuple(getattr(result, "shape", result)) == expected
+    else:
+        with pytest.raises(omnilatent.UserError):
+            eval(row.ours, names)
+
+
+def test_every_row_has_a_state_and_make_rows_are_made() -> None:
+    assert len(LINES) + len(PYTHON) + sum(row.state == "make" for row in TABLE) == len(TABLE) >= 60
+    for row in TABLE:
+        assert re.match(r"works$|works; .*waits for: \w+$|make$|waits for: \w+$", row.state), row
+    makefile = text_of("Makefile")
+    assert "pip install" in makefile and "--editable '.[test]'" in makefile and "-m pytest" in makefile
+
+
+def test_no_command_of_the_seeds_is_forgotten() -> None:
+    if not SEEDS.is_dir():
+        pytest.skip("the seeds are not beside this checkout (../shared/seeds)")
+    texts = [path.read_text(encoding="utf-8") for path in sorted(SEEDS.glob("0*.txt"))]
+    listed = {row.seed.strip("`") for row in TABLE}
+    page = text_of("docs/commands.md")
+    lines = [line for text in texts for line in seed_lines(text)]
+    assert len(lines) >= 45 and not [line for line in lines if line not in listed]
+    scripts = {name for text in texts for name in re.findall(r"\w+\.py\b", text.replace("\\_", "_"))}
+    flags = {flag for text in texts for flag in re.findall(r"(?<=[\s`(])--[a-z][\w-]*", text)}
+    assert {"precompute_latents.py", "train_coco.py"} <= scripts and {"--save-every", "--ssv2-dir"} <= flags
+    assert not [name for name in [*scripts, *flags] if name not in page]
+
+
+# -- every page ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = text_of(page)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / file if file else ROOT / page
+        assert linked.exists(), f"{page} links to {target}"
+        heads = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.M) if anchor else []
+        anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+        assert not anchor or anchor in anchors, f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, "benchmarks/results/*.json", "examples/*.py"])
+def test_no_place_of_one_machine_is_named(page: str) -> None:
+    for path in ROOT.glob(page):
+        text = path.read_text(encoding="utf-8")
+        found = re.search(r"(?<![\w.~:/])/(?:work|root|home|tmp|mnt|Users|workspace)\b", text)
+        assert not found, f"{path.name} names {found}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_recipes_and_targets_that_a_page_names_exist(page: str) -> None:
+    text, planned_recipes = text_of(page), {row.ours.split()[2] for row in LINES if row.state.startswith("waits")}
+    for name in re.findall(r"(?:`|^|-m )omnilatent ([a-z]\w*)", text, re.M):
+        assert name in COMMANDS or name in PLANNED - set(COMMANDS), f"{page} names the command {name}"
+    for name in re.findall(r"omnilatent train ([a-z][\w-]*)", text):
+        assert name in RECIPES or name in planned_recipes, f"{page} names the recipe {name}"
+    targets = re.findall(r"^([a-z]+):", text_of("Makefile"), re.M)
+    for name in re.findall(r"(?:`|^)make ([a-z]+)", text, re.M):
+        assert name in targets, f"{page} names the target {name}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_the_tables_are_those_of_the_results(page: str) -> None:
+    render = runpy.run_path(str(ROOT / "benchmarks" / "render.py"))
+    assert render["rendered"](page) == text_of(page), f"{page} is stale: python benchmarks/render.py"
+
+
+def test_a_kept_report_names_places_of_the_project(here: Path) -> None:
+    run("omnilatent evaluate own:RUN --data DATA --out reports/own")
+    render = runpy.run_path(str(ROOT / "benchmarks" / "render.py"))
+    record = json.loads(Path("reports/own/report.json").read_text(encoding="utf-8"))
+    record["command"] = "omnilatent compare own:/root/a/benchmarks/b --data /mnt/shared/data/kodak --out /tmp/x"
+    rfid = record["evaluations"][0]["figures"]["rfid"]
+    rfid["note"] = "not in /root/.cache/torch: fetch https://example.org/home/x"
+    Path("report.json").write_text(json.dumps(record), encoding="utf-8")
+    render["add"].__globals__["RESULTS"] = here / "results"
+    kept = json.loads(render["add"]("own", here / "report.json").read_text(encoding="utf-8"))
+    assert kept["command"] == "omnilatent compare own:benchmarks/b --data ../shared/data/kodak"
+    rfid = kept["evaluations"][0]["figures"]["rfid"]
+    assert rfid["note"] == "not in ~/.cache/torch: fetch https://example.org/home/x"
+    table = render["results_table"]("own", ("psnr", "rfid"))
+    assert "| own | " in table and "Not measured: rFID; " in table and kept["command"] in table
+
+
+def test_the_picture_is_small() -> None:
+    assert os.path.getsize(ROOT / "docs" / "report.png") <= 300_000
