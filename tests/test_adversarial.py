@@ -9,7 +9,9 @@ from torch import nn
 
 from omnilatent.autoencoders.recipes import debug
 from omnilatent.autoencoders.task import AutoencoderTask
-from omnilatent.losses.adversarial import PatchDiscriminator, adaptive_weight, hinge_loss, last_layer_gradient
+from omnilatent.losses.adversarial import (
+    PatchDiscriminator, adaptive_weight, hinge_loss, last_layer_gradient, least_side,
+)
 from omnilatent.losses.perceptual import perceptual_loss
 from omnilatent.training.loop import launch_fabric
 
@@ -36,6 +38,24 @@ def test_images_of_a_batch_do_not_leak_into_each_other() -> None:
     real, fake = torch.rand(2, 3, 32, 32), torch.rand(3, 3, 32, 32)
     together = discriminator(torch.cat([real, fake]))
     torch.testing.assert_close(together, torch.cat([discriminator(real), discriminator(fake)]))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_the_smallest_image_with_a_logit(layers: int) -> None:
+    discriminator, side = PatchDiscriminator(width=2, layers=layers), least_side(layers)
+    assert discriminator(torch.rand(1, 3, side, side)).shape == (1, 1, 1, 1)
+    with pytest.raises(RuntimeError, match="Kernel size"):
+        discriminator(torch.rand(1, 3, side - 1, side - 1))
+
+
+def test_any_width_has_groups_and_the_usual_ones_have_sixteen() -> None:
+    for width in range(1, 70):
+        norms = [b for b in PatchDiscriminator(width, layers=2).blocks if isinstance(b, nn.GroupNorm)]
+        assert [norm.num_channels for norm in norms] == [2 * width, 4 * width]
+    assert [b.num_groups for b in PatchDiscriminator(64, 3).blocks if isinstance(b, nn.GroupNorm)] == [16, 16, 16]
+    for wrong in ({"width": 0}, {"layers": 0}):
+        with pytest.raises(ValueError, match="both are at least 1"):
+            PatchDiscriminator(**wrong)
 
 
 def test_hinge_loss_by_hand() -> None:
@@ -103,7 +123,8 @@ def test_the_generators_combined_gradient_is_plain_autograds(task: AutoencoderTa
     weight = loss_config.adversarial_weight * norms[0] / (norms[1] + 1e-4)
     kl = 0.5 * (out.mean**2 + out.logvar.exp() - 1 - out.logvar).flatten(1).sum(1).mean()
     total = reconstruction + weight.detach() * adversarial + 0.01 * kl / images[0].numel()
-    expected = dict(zip(dict(model.named_parameters()), torch.autograd.grad(total, list(model.parameters())), strict=True))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    expected = dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
 
     found = {}
     task.optimizer.step = lambda: found.update({name: p.grad.clone() for name, p in model.named_parameters()})

@@ -142,8 +142,8 @@ def measure(
                                      skipped=skipped)
 
 
-def show(evaluations: Sequence[Evaluation], written: Sequence[Path]) -> None:
-    """Print the figures, the table of KL against VQ, and the files that were written."""
+def show(evaluations: Sequence[Evaluation], written: Sequence[Path], published: bool = True) -> None:
+    """Print the figures, the table of KL against VQ beside published figures, and the files that were written."""
     from rich.console import Console
 
     from ..report.tables import benchmark_table, terminal_table
@@ -151,8 +151,9 @@ def show(evaluations: Sequence[Evaluation], written: Sequence[Path]) -> None:
     console = Console()
     console.print(terminal_table(evaluations, width=console.width))
     console.print()
-    console.print(benchmark_table(evaluations))
-    console.print()
+    if published:
+        console.print(benchmark_table(evaluations))
+        console.print()
     for path in written:
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
 

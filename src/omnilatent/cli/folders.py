@@ -18,7 +18,7 @@ def check_writable(folder: Path, option: str = "--out") -> None:
         UserError: that is a file, nothing may be written into it, or the name is not text.
     """
     if any("\udc80" <= letter <= "\udcff" for letter in str(folder)):
-        raise UserError(f"{option} {folder} holds bytes that are not UTF-8, which TensorBoard refuses: choose another name.")
+        raise UserError(f"{option} {folder} holds bytes that are not UTF-8, which TensorBoard refuses: choose another.")
     there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not there.is_dir():
         raise UserError(f"{option} {folder}: {there} is a file: give a folder.")

@@ -83,5 +83,6 @@ def machine_failure(failure: Exception) -> str | None:
         return ("The disk is full or a quota is reached: free space and repeat the command; what was saved before is "
                 "untouched.")
     if isinstance(failure, OSError) and failure.filename is not None:
-        return f"{os.fsdecode(failure.filename)} cannot be read or written ({failure.strerror}): check the path and your rights."
+        file = os.fsdecode(failure.filename)
+        return f"{file} cannot be read or written ({failure.strerror}): check the path and your rights."
     return None

@@ -70,7 +70,8 @@ def usage() -> str:
 def start(recipe: str, argv: list[str]) -> None:
     """A new run of `recipe`."""
     if recipe.startswith("-"):
-        raise UserError(f"train begins with a recipe: omnilatent train RECIPE --data DATA; there are {', '.join(RECIPES)}.")
+        known = ", ".join(RECIPES)
+        raise UserError(f"train begins with a recipe: omnilatent train RECIPE --data DATA; there are {known}.")
     if recipe not in RECIPES:
         raise UserError(f"There is no recipe {recipe!r}; there are {', '.join(RECIPES)}.")
     config = _recipe_config(recipe)
@@ -117,8 +118,9 @@ def _saved(file: Path) -> tuple[TrainOptions[Any], str]:
         before = from_json(TrainOptions, {**saved["options"], "config": None})
         return dataclasses.replace(before, config=config), str(saved["command"])
     except (KeyError, TypeError, ValueError) as failure:
-        raise UserError(f"{file} describes no run that this version knows ({type(failure).__name__}: {failure}): restore "
-                        "it, or upgrade omnilatent.") from failure
+        reason = f"{type(failure).__name__}: {failure}"
+        raise UserError(f"{file} describes no run that this version knows ({reason}): restore it, or upgrade "
+                        "omnilatent.") from failure
 
 
 def _check(options: TrainOptions[Any], run: Path) -> None:
@@ -128,8 +130,8 @@ def _check(options: TrainOptions[Any], run: Path) -> None:
 
     images, parts = options.config.run.batch_size, options.config.run.accumulate
     if images % parts:
-        raise UserError(f"--batch-size {images} does not split into --accumulate {parts} equal parts: take a multiple of "
-                        f"{parts}.")
+        raise UserError(f"--batch-size {images} does not split into --accumulate {parts} equal parts: take a multiple "
+                        f"of {parts}.")
     check_writable(run)
     check_names([options.init] if options.init else [])
     for data in filter(None, (options.data, options.val)):

@@ -1,6 +1,7 @@
 """The adversarial part of an autoencoder's loss.
 
 - `PatchDiscriminator`: judges overlapping patches (Isola et al. 2017, arXiv 1611.07004).
+- `least_side`: the smallest image that it has an opinion on.
 - `hinge_loss`: what it minimises (Lim & Ye 2017, arXiv 1705.02894).
 - `adaptive_weight`: how much its opinion counts (Esser et al. 2021, arXiv 2012.09841, equation 7).
 """
@@ -21,13 +22,15 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, width: int = 64, layers: int = 3) -> None:
         super().__init__()
+        if width < 1 or layers < 1:
+            raise ValueError(f"a discriminator of width {width} and {layers} layers: both are at least 1")
         blocks: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         channels = width
         for layer in range(1, layers + 1):
             wider = min(width * 2**layer, 8 * width)
             stride = 2 if layer < layers else 1
             blocks += [nn.Conv2d(channels, wider, 4, stride, padding=1, bias=False),
-                       nn.GroupNorm(min(16, wider // 4), wider), nn.LeakyReLU(0.2)]
+                       nn.GroupNorm(_groups(wider), wider), nn.LeakyReLU(0.2)]
             channels = wider
         blocks.append(nn.Conv2d(channels, 1, 4, stride=1, padding=1))
         self.blocks = nn.Sequential(*blocks)
@@ -43,6 +46,17 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.blocks(images)
+
+
+def _groups(channels: int) -> int:
+    """The most groups, up to 16 and of at least 4 channels each, that divide the channels."""
+    return next(groups for groups in range(min(16, max(1, channels // 4)), 0, -1) if channels % groups == 0)
+
+
+def least_side(layers: int) -> int:
+    """The smallest height and width of an image that gives a logit: each strided layer halves it, and the two that
+    follow take one row each."""
+    return 3 * 2**layers
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:

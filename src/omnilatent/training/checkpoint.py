@@ -18,7 +18,9 @@ from ..hub import new_folder, restore_interrupted
 from .task import Task
 
 
-def save_checkpoint(folder: Path, task: Task, state: dict[str, Any] | None, figures: dict[str, float], step: int) -> None:
+def save_checkpoint(
+    folder: Path, task: Task, state: dict[str, Any] | None, figures: dict[str, float], step: int
+) -> None:
     """Write the exported model and, where given, the training state as `folder`, whole or not at all."""
     with new_folder(folder) as temporary:
         task.export(temporary, figures, step)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -49,6 +50,8 @@ class RunConfig:
                             "validate_every": 1, "log_every": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; the least is {least}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed is {self.seed}; possible are 0 to {2**32 - 1}")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,15 @@ class OptimizerConfig:
     """Largest gradient norm; larger gradients are scaled down. 0: no clipping."""
     ema_decay: float = 0.999
     """Decay of the exponential moving average of the weights, which is what is saved and measured."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "warmup", "final_lr", "clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; the least is 0")
+        for name, values in {"betas": self.betas, "ema_decay": (self.ema_decay,)}.items():
+            if not all(0 <= value < 1 for value in values):
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; possible are 0 up to, not "
+                                 "including, 1")
 
 
 def from_json(kind: type[Config], values: dict[str, Any]) -> Config:

@@ -60,7 +60,9 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self.board.close()
         except OSError:  # a full disk, for example; what has already gone wrong is told instead
@@ -78,9 +80,10 @@ def _step_of(row: bytes) -> float:
 
 def progress_bar(visible: bool) -> Progress:
     """A bar with steps, time left and the latest numbers."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich import progress as rich
 
-    return Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}", markup=False), disable=not visible,
+    return rich.Progress(
+        rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[numbers]}", markup=False), disable=not visible,
     )

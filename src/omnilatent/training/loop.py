@@ -141,8 +141,8 @@ def _agreed(stop: list[bool], step: int, config: RunConfig, fabric: Fabric) -> b
 
 def _averaged(logged: Logged, fabric: Fabric) -> dict[str, float]:
     """The numbers as plain floats, averaged over the processes."""
-    values = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=fabric.device).detach() for v in logged.values()])
-    return dict(zip(logged, fabric.all_reduce(values, reduce_op="mean").tolist(), strict=True))
+    numbers = [torch.as_tensor(v, dtype=torch.float32, device=fabric.device).detach() for v in logged.values()]
+    return dict(zip(logged, fabric.all_reduce(torch.stack(numbers), reduce_op="mean").tolist(), strict=True))
 
 
 @contextmanager

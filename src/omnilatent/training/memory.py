@@ -46,8 +46,8 @@ def step_within_memory(task: Task, batch: Any, position: int, config: RunConfig,
             continue
         at_once = max(1, (share >> halvings) // config.accumulate)
         parts = _divisor(share, -(-share // at_once))
-        _raise(position, config, f"--batch-size {config.batch_size} --accumulate {parts} fits and gives the same gradients",
-               reason)
+        split = f"--batch-size {config.batch_size} --accumulate {parts}"
+        _raise(position, config, f"{split} fits and gives the same gradients", reason)
     raise UserError(
         f"Out of memory at step {position} even with the smallest part of a batch: train smaller crops (--size) or a "
         "smaller model, or turn on --checkpointing; what was saved before is untouched."
