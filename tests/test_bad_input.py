@@ -381,7 +381,7 @@ def test_help_and_argument_errors_import_no_torch(trained: tuple[Path, Path], tm
         ["compare", "--data", "photos"], ["evaluate", "pixels"], ["export", "pixels"], ["push"],
     ]
     program = (f"import sys; from omnilatent.cli.main import main; codes = [main(line) for line in {lines!r}]; "
-               "print(codes, [m for m in ('torch', 'matplotlib', 'diffusers', 'huggingface_hub') if m in sys.modules])")
+               "print(codes, [m for m in ('torch', 'numpy', 'PIL', 'diffusers', 'huggingface_hub') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     expected = [0] * 6 + [2] * (len(lines) - 6)
     assert done.stdout.splitlines()[-1] == f"{expected} []", done.stdout[-500:] + done.stderr[-2000:]

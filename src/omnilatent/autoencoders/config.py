@@ -8,11 +8,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
 
+from ..errors import UserError
 from ..training.config import OptimizerConfig, RunConfig
 
 
@@ -135,6 +137,14 @@ class LossConfig:
     disc_layers: int = 3
     """Its depth: three layers see patches of 70×70 pixels."""
 
+    def __post_init__(self) -> None:
+        for name in ("l1", "l2", "kl_weight", "perceptual_weight", "adversarial_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; the least is 0")
+        for name, least in {"disc_start_step": 0, "disc_width": 1, "disc_layers": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; the least is {least}")
+
 
 @dataclass(frozen=True)
 class CropConfig:
@@ -153,6 +163,14 @@ class CropConfig:
     validation_images: int = 100
     """Most images a validation looks at."""
 
+    def __post_init__(self) -> None:
+        for name in ("size", "max_pixels", "validation_images"):
+            _check_least(f"--{name.replace('_', '-')}", getattr(self, name))
+        if not 0 < self.min_scale <= 1:
+            raise ValueError(f"--min-scale is {self.min_scale}; possible are numbers above 0, at most 1")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"--held-out is {self.held_out}; possible are numbers between 0 and 1")
+
 
 @dataclass(frozen=True)
 class AutoencoderTraining:
@@ -168,6 +186,20 @@ class AutoencoderTraining:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     task: tyro.conf.Suppress[str] = "omnilatent.autoencoders.task:AutoencoderTask"
     """The class that trains this configuration."""
+
+    def check(self, init: str | None) -> None:
+        """Refuse, without torch, what does not go together; the architecture of `init` is not known before it loads.
+
+        Raises:
+            UserError: the crops are no multiple of the downsampling, or too small for the discriminator.
+        """
+        size, loss = self.crops.size, self.loss
+        if init is None and size % self.model.downsampling:
+            raise UserError(f"--size {size} is not a multiple of the model's downsampling {self.model.downsampling}.")
+        least = 3 * 2**loss.disc_layers  # losses.adversarial.least_side, which would import torch
+        if loss.adversarial_weight and size < least:
+            raise UserError(f"--size {size} is too small for --disc-layers {loss.disc_layers}, which needs {least} pixels: "
+                            "enlarge the crops, or take fewer layers.")
 
 
 @dataclass(frozen=True)

@@ -133,8 +133,8 @@ class AutoencoderTask:
                        pin=self.fabric.device.type == "cuda")
 
     def halve(self, batch: Batch) -> Batch | None:
-        half = len(batch.images) // 2
-        return None if half < self.config.run.accumulate or not half else replace(
+        half = max(len(batch.images) // 2, self.config.run.accumulate)
+        return None if half >= len(batch.images) else replace(
             batch, images=batch.images[:half], positions=batch.positions[:half])
 
     def step(self, batch: Batch, position: int) -> Logged:

@@ -22,7 +22,7 @@ from tyro.conf import arg
 from ..errors import UserError
 from ..hub import WEIGHTLESS, choose_device, locate, recognise, split_label
 from ..metrics.catalogue import choose
-from .folders import check_writable
+from .folders import check_data, check_writable
 from .parse import parse
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Measuring:
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} {value} is too small: give at least {least}.")
         choose(self.metrics)
+        check_data(self.data)
         check_writable(self.out or Path("reports"))
 
 

@@ -1,5 +1,6 @@
-"""Where a command may write, found out before it works for hours.
+"""Folders that a command reads and writes, looked at before it works for hours and before NumPy is imported.
 
+- `check_data`: refuse DATA that does not exist.
 - `check_writable`: refuse a place in which nothing can be made.
 """
 
@@ -8,7 +9,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..data.patterns import paths_of
 from ..errors import UserError
+
+
+def check_data(data: str) -> None:
+    """Look for the paths that `data` stands for; whether they hold images is found out when they are opened.
+
+    Raises:
+        UserError: one does not exist.
+    """
+    if data not in ("synthetic", "photos"):
+        paths_of(data)
 
 
 def check_writable(folder: Path, option: str = "--out") -> None:

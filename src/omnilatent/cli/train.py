@@ -21,7 +21,7 @@ import tyro
 from ..errors import UserError
 from ..hub import RECIPES, read_json
 from ..training.config import from_json
-from .folders import check_writable
+from .folders import check_data, check_writable
 from .parse import parse
 
 Config = TypeVar("Config")
@@ -125,18 +125,18 @@ def _saved(file: Path) -> tuple[TrainOptions[Any], str]:
 
 def _check(options: TrainOptions[Any], run: Path) -> None:
     """Refuse what can be refused without importing torch."""
-    from ..data.patterns import paths_of
     from .compare import check_names
 
     images, parts = options.config.run.batch_size, options.config.run.accumulate
     if images % parts:
         raise UserError(f"--batch-size {images} does not split into --accumulate {parts} equal parts: take a multiple "
                         f"of {parts}.")
+    options.config.check(options.init)
     check_writable(run)
     check_names([options.init] if options.init else [])
-    for data in filter(None, (options.data, options.val)):
-        if data not in ("synthetic", "photos"):
-            paths_of(data)
+    check_data(options.data)
+    if options.val is not None:
+        check_data(options.val)
 
 
 def train_run(options: TrainOptions[Any], run: Path, checkpoint: Path | None, command: str) -> None:
