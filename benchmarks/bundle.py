@@ -33,7 +33,7 @@ class Bundle:
     trained_on: str
     """One clause: data, hardware and time."""
     licence: str
-    """The card's licence line."""
+    """The card's sentence on the licence, without the full stop."""
 
 
 def main(options: Bundle) -> None:
@@ -57,12 +57,14 @@ def main(options: Bundle) -> None:
         rows.append(f"| {label} | {len(images)} | {values} |")
     recipe, steps = more["training"]["recipe"], more["training"]["step"]
     write(
-        f"---\nlicense: {options.licence}\nlibrary_name: omnilatent\n---\n# {recipe}\n\n"
+        "---\nlicense: other\nlicense_name: mit-trained-on-imagenet\nlibrary_name: omnilatent\n---\n"
+        f"# {recipe}\n\n"
         f"Image autoencoder, f{codec.spec.downsampling}, {codec.spec.channels} channels, "
         f"{codec.parameter_count():,} parameters, stored as fp16. Trained for {steps:,} steps on {options.trained_on}.\n\n"
         "Measured on the fp16 file as loaded (fp32 arithmetic, posterior mode, 8 bits):\n\n"
         "| images | N | PSNR dB | SSIM | MS-SSIM | VIF | high-frequency power |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
+        f"Licence: {options.licence}.\n\n"
         f"Command: `omnilatent train {recipe} --data imagenet-1k-sample/train.tar --val imagenet-1k-sample/val.tar "
         f"--steps {steps}`, then `python benchmarks/bundle.py`.\n"
     )

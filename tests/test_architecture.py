@@ -8,8 +8,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "omnilatent"
 FAMILIES = {"autoencoders", "organic", "omni", "world", "diffusion"}
 # Lower rooms stand first: a file may import from its own rank's room and from any lower rank.
-RANKS = [{"errors", "latent", "hub"}, {"data"}, {"nn"}, {"losses", "quantizers"}, {"metrics"}, {"store", "report"},
-         {"training"}, FAMILIES, {"cli", "__main__"}]
+RANKS = [{"errors", "latent", "hub", "download"}, {"data"}, {"nn"}, {"losses", "quantizers"}, {"metrics"},
+         {"store", "report"}, {"training"}, FAMILIES, {"cli", "__main__"}]
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 SIBLINGS = {("diffusion", "organic")}
 FORBIDDEN = {"torchvision", "torchaudio", "torchcodec", "timm", "lpips"}
@@ -55,6 +55,33 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_every_room_has_a_rank() -> None:
     rooms = {room_of(path) for path in FILES} - {"__init__", "weights"}
     assert rooms <= set(RANK), rooms - set(RANK)
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    """Imports for types and those inside functions count: files that need each other are one file, or lack a third."""
+    names = {".".join(["omnilatent", *path.relative_to(SOURCE).with_suffix("").parts]): path for path in FILES}
+    needs = {name: _files_imported(path) & set(names) for name, path in names.items()}
+    for name in names:
+        seen: set[str] = set()
+        ahead = [name]
+        while ahead:
+            new = needs[ahead.pop()] - seen
+            seen |= new
+            ahead += new
+        assert name not in seen, f"{name} imports itself by way of other files"
+    assert "omnilatent.data.protocols" in needs["omnilatent.data.splits"]  # the check sees relative imports
+
+
+def _files_imported(path: Path) -> set[str]:
+    """Dotted names that a file imports from, each also with the name taken from it, which may be a file."""
+    package = ["omnilatent", *path.relative_to(SOURCE).parts[:-1]]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {stem, *(f"{stem}.{alias.name}" for alias in node.names)}
+    return found
 
 
 def test_the_check_sees_an_upward_import(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from omnilatent import hub
 from omnilatent.autoencoders.task import AutoencoderTask
 from omnilatent.cli.main import main
+from omnilatent.errors import UserError
 from omnilatent.report.record import read_report
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -249,11 +250,11 @@ def test_a_newer_checkpoint_is_refused_and_an_older_one_loads(
     (lambda f: (f / "config.json").write_text("[1]"), "{0}/config.json holds a JSON list, expected an object."),
     (lambda f: edit(f / "config.json", omnilatent={}), "{0}/config.json does not state its format"),
     (lambda f: edit(f / "config.json", kind="magic"), "{0} holds a model of the unknown kind 'magic'"),
-    (lambda f: os.truncate(f / "model.safetensors", 5_000), "{0}/model.safetensors is damaged"),
-    (lambda f: (f / "model.safetensors").write_bytes(b""), "{0}/model.safetensors is damaged"),
-    (lambda f: (f / "model.safetensors").write_text("x" * 100), "{0}/model.safetensors is damaged"),
+    (lambda f: os.truncate(f / "model.safetensors", 5_000), "{0}/model.safetensors is not a readable"),
+    (lambda f: (f / "model.safetensors").write_bytes(b""), "{0}/model.safetensors is not a readable"),
+    (lambda f: (f / "model.safetensors").write_text("x" * 100), "{0}/model.safetensors is not a readable"),
     (lambda f: (f / "model.safetensors").unlink(), "{0}/model.safetensors is missing"),
-    (lambda f: save_file({"w": torch.zeros(1)}, f / "model.safetensors"), "{0}/model.safetensors does not fit the"),
+    (lambda f: save_file({"w": torch.zeros(1)}, f / "model.safetensors"), "{0}/model.safetensors lacks"),
 ])
 def test_a_damaged_checkpoint(spoil: Callable[[Path], object], sentence: str, run: Path, refused: Refused) -> None:
     spoil(run / "final")
@@ -344,7 +345,7 @@ def test_a_run_is_not_overwritten_and_not_changed(trained: tuple[Path, Path], ru
     other = (f"--resume {run} goes on with the model, loss and data that the run began with: start a new run with "
              f"--init {run} to change them.")
     for change in (["--latent-channels", "8"], ["--l1", "2"], ["--data", "synthetic"], ["--lr", "1"],
-                   ["--init", "kl-f8-small"]):
+                   ["--init", "kl-f8-small"], ["--val", "synthetic"]):
         assert refused("train", "--resume", run, *change) == other
     assert refused("train", "kl-f8", "--resume", run) == f"{run} is a run of debug, not of kl-f8: leave the recipe out."
     own = f"--resume {run} goes on in the run's own folder: leave --out out, or copy the folder."
@@ -562,6 +563,74 @@ def test_ctrl_c_while_training_saves_and_says_how_to_go_on(
     assert (run / "step-3" / "state.pt").exists() and not (run / "final").exists() and not left_over(run)
     monkeypatch.undo()
     assert main(["train", "--resume", str(run)]) == 0 and (run / "final").exists()
+
+
+@pytest.mark.parametrize(("position", "kept"), [
+    (3, "the last checkpoint, {run}/step-2, is kept; go on"), (0, "nothing was saved yet; begin again")])
+def test_a_second_ctrl_c_says_what_is_kept(
+    position: int, kept: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real, run = AutoencoderTask.step, tmp_path / "run"
+
+    def interrupted(self: AutoencoderTask, batch: object, at: int) -> object:
+        for _ in range(2 * (at == position)):
+            signal.raise_signal(signal.SIGINT)
+        return real(self, batch, at)
+
+    monkeypatch.setattr(AutoencoderTask, "step", interrupted)
+    assert main(["train", "debug", "--data", str(photos), "--out", str(run), *SHORT]) == 130
+    sentence = f"omnilatent: stopped at once; {kept.format(run=run)} with: omnilatent train --resume {run}"
+    assert capsys.readouterr().err.splitlines()[-1] == sentence
+    monkeypatch.undo()
+    assert main(["train", "--resume", str(run)]) == 0 and (run / "final").exists() and not left_over(run)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_ctrl_c_while_a_run_is_set_up(
+    saved: bool, run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AutoencoderTask, "setup" if saved else "__init__", interrupt)
+    new = ["debug", "--data", str(photos), "--out", str(tmp_path / "new"), *SHORT]
+    assert main(["train", *(["--resume", str(run)] if saved else new)]) == 130
+    kept = f"the last checkpoint, {run / 'final'}, is kept; go on with: omnilatent train --resume {run}"
+    assert capsys.readouterr().err.splitlines()[-1] == "omnilatent: " + (
+        f"stopped at once; {kept}" if saved else "stopped by Ctrl-C; what was saved before is untouched.")
+
+
+class Follower:
+    """The fabric of a process that is not rank 0, to which rank 0 has sent `sent`."""
+
+    is_global_zero, global_rank, device = False, 1, "cpu"
+
+    def __init__(self, sent: object) -> None:
+        self.sent = sent
+
+    def broadcast(self, own: object) -> object:
+        assert own is None, "it decided by itself"
+        return self.sent
+
+
+def test_rank_zero_alone_decides_on_the_folder_and_the_checkpoint(
+    photos: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    trained_into = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("omnilatent.training.loop.launch_fabric", lambda config: fabric)
+    monkeypatch.setattr("omnilatent.training.loop.train", lambda *args: trained_into.append((args[2], args[4])) or {})
+    fabric = Follower((Path("runs/by-the-clock-of-rank-0"), None))
+    assert main(["train", "debug", "--data", str(photos), *SHORT]) == 0
+    (run / "final").rename(run / ".retired-final")
+    fabric = Follower((run, run / "step-2"))
+    assert main(["train", "--resume", str(run)]) == 0
+    assert trained_into == [(Path("runs/by-the-clock-of-rank-0"), None), (run, run / "step-2")]
+    assert (run / ".retired-final").exists(), "tidying up is rank 0's"
+    fabric = Follower(UserError("What rank 0 refuses, all refuse."))
+    assert refused("train", "--resume", run) == "What rank 0 refuses, all refuse."
 
 
 def test_ctrl_c_elsewhere(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from omnilatent import hub
-from omnilatent.cli.compare import Measuring, choose_device, distinct, main, short_label
+from omnilatent.cli.compare import Measuring, choose_device, main
 from omnilatent.cli.evaluate import main as evaluate_main
 from omnilatent.cli.main import main as omnilatent
+from omnilatent.cli.names import distinct, short_label
 from omnilatent.errors import UserError
 from omnilatent.report.record import read_report
 

@@ -175,6 +175,7 @@ class Hub(ThreadingHTTPServer):
         self.tokens: set[str | None] = set()
         self.refuse: int | None = None
         self.gated: set[str] = set()
+        self.private: set[str] = set()
 
     @property
     def address(self) -> str:
@@ -207,6 +208,8 @@ class Answers(BaseHTTPRequestHandler):
             self.answer({"error": "no"}, self.server.refuse)
         elif path == "/api/repos/create":
             name = f"{lines[0]['organization']}/{lines[0]['name']}"
+            if name not in self.server.repositories and "private" in json.dumps(lines[0]):
+                self.server.private.add(name)
             self.server.repositories.setdefault(name, {})
             self.answer({"url": f"{self.server.address}/{name}"})
         elif path == "/api/validate-yaml":
@@ -235,7 +238,8 @@ class Answers(BaseHTTPRequestHandler):
             if "/tree/" in path:
                 return self.answer([{"type": "file", "path": file, "size": len(data), "oid": f"{hash(data) & 0xFFFF:x}"}
                                     for file, data in content.items()])
-            return self.answer({"id": name, "sha": "0" * 40, "siblings": [{"rfilename": file} for file in content]})
+            return self.answer({"id": name, "sha": "0" * 40, "private": name in self.server.private,
+                                "siblings": [{"rfilename": file} for file in content]})
         _, owner, repository, _, _, *file = path.split("/")  # /owner/repository/resolve/REVISION/file
         content = self.server.repositories.get(f"{owner}/{repository}")
         if content is None:
@@ -343,6 +347,17 @@ def test_what_cannot_be_pushed(
     assert "refused the upload to me/x (HTTP 403): use a token that may write there" in refused
     monkeypatch.delenv("HF_TOKEN")
     assert "run 'hf auth login'" in sentence(capsys, "push", str(model), "me/x")
+
+
+def test_what_was_to_be_private_does_not_become_public(
+    model: Path, server: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.repositories["me/open"] = {}
+    push = ["push", str(model), "me/open", "--endpoint", server.address]
+    assert "me/open exists on the hub and is public: make it private" in sentence(capsys, *push, "--private")
+    assert server.repositories["me/open"] == {}
+    server.private.add("me/open")
+    assert main([*push, "--private"]) == 0 and "config.json" in server.repositories["me/open"]
 
 
 def test_push_without_a_network(model: Path, server: Hub, capsys: pytest.CaptureFixture[str]) -> None:

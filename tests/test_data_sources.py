@@ -16,6 +16,7 @@ from omnilatent.data import (
     subset,
 )
 from omnilatent.data.names import Names
+from omnilatent.data.overlap import repeated
 from omnilatent.data.patterns import paths_of
 from omnilatent.errors import UserError
 
@@ -397,10 +398,21 @@ def test_the_log_lists_each_file_once_over_resumes(tmp_path: Path) -> None:
     log = SkippedLog(path)
     assert log.count == 0 and not path.exists()
     assert log.add("a.png", "is empty") and not log.add("a.png", "is empty")
-    assert log.extend([("b\udcff.png", "x"), ("a.png", "x"), ("ü.png", "x")]) == 2
+    assert [log.add(file, "x") for file in ("b\udcff.png", "a.png", "ü.png")] == [True, False, True]
     with path.open("a") as file:
         file.write('{"file": "torn')  # killed while writing
     resumed = SkippedLog(path)
     assert resumed.count == 3 and not resumed.add("b\udcff.png", "x") and resumed.add("c.png", "y")
     assert [row.count('"file"') for row in path.read_text().splitlines()] == [1, 1, 1, 1]
     assert SkippedLog(path).count == 4
+
+
+def test_pictures_that_are_trained_on_too_are_counted(tmp_path: Path) -> None:
+    for folder, shades in (("a", (0, 60, 120)), ("b", (60, 200, 120))):
+        (tmp_path / folder).mkdir()
+        for shade in shades:
+            Image.new("RGB", (9, 9), (shade, 1, 2)).save(tmp_path / folder / f"{folder}{shade}.png")
+    a, b = (open_images(str(tmp_path / folder)) for folder in "ab")
+    assert repeated(b, a) == 2 and repeated(a, a) == 3
+    assert repeated(*reversed(split(a, 0.4))) == 0
+    assert repeated(open_images("synthetic"), a) == 0

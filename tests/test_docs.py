@@ -57,7 +57,7 @@ def here(prepared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
     """A copy of the prepared folder as the current one, so that no test sees another's runs."""
     folder = shutil.copytree(prepared, tmp_path / "here")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(omnilatent.hub, "_fetch", lambda name: pytest.fail(f"{name} would be fetched from the hub"))
+    monkeypatch.setattr(omnilatent.hub, "fetch", lambda name: pytest.fail(f"{name} would be fetched from the hub"))
     return folder
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from omnilatent import LatentSpec, UserError, hub
+from omnilatent.errors import is_disk_full
 
 SPEC = LatentSpec(channels=2, downsampling=4)
 
@@ -229,9 +230,9 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path: Path) -> None:
 
 def test_which_errors_mean_a_full_disk() -> None:
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        assert hub.is_disk_full(OSError(code, "x"))
-    assert hub.is_disk_full(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"))
-    assert not hub.is_disk_full(OSError(errno.ENOENT, "x")) and not hub.is_disk_full(RuntimeError("shape mismatch"))
+        assert is_disk_full(OSError(code, "x"))
+    assert is_disk_full(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    assert not is_disk_full(OSError(errno.ENOENT, "x")) and not is_disk_full(RuntimeError("shape mismatch"))
 
 
 def test_the_hash_sees_order_and_content(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from omnilatent import hub
 from omnilatent.autoencoders import recipes
 from omnilatent.autoencoders.config import KLConfig
 from omnilatent.autoencoders.kl import KLAutoencoder, KLCodec, build_vae, config_of
+from omnilatent.errors import UserError
 from omnilatent.latent import DiagonalGaussian, LatentSpec, Provenance
 
 TINY = KLConfig(widths=(8, 16), layers=1, latent_channels=3, norm_groups=4, attention=(2,))
@@ -160,3 +161,52 @@ def test_a_plain_autoencoder_gives_points() -> None:
     codec = KLCodec(vae_of(TINY), spec, Provenance("plain", "kl"))
     images = torch.rand(1, 3, 8, 8)
     assert torch.equal(codec.encode(images).mode(), codec.module.encode(images * 2 - 1).latent_dist.mean)
+
+
+@pytest.mark.parametrize("quant_convs", [True, False])
+def test_a_plain_autoencoders_export_draws_its_mean(quant_convs: bool, tmp_path) -> None:
+    from diffusers import AutoencoderKL
+
+    config = KLConfig(widths=(8, 16), layers=1, latent_channels=3, norm_groups=4, quant_convs=quant_convs)
+    codec = KLCodec(vae_of(config), LatentSpec(3, 2, kind="point", scale=(1.5,)), Provenance("plain", "kl"))
+    before = {key: tensor.clone() for key, tensor in codec.module.state_dict().items()}
+    codec.to_diffusers().save_pretrained(tmp_path)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in codec.module.state_dict().items())
+    assert codec.module.config.scaling_factor == 1.0  # the copy alone states the normalisation
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        drawn = AutoencoderKL.from_pretrained(tmp_path).encode(images).latent_dist
+        untrained = codec.module.encode(images).latent_dist
+    assert torch.equal(drawn.mean, untrained.mean)
+    torch.testing.assert_close(drawn.sample(), drawn.mean, atol=1e-5, rtol=0)
+    assert (untrained.sample() - untrained.mean).abs().max() > 0.1  # what the export would have given
+
+
+def test_an_overflow_in_half_precision_is_a_sentence_on_both_sides() -> None:
+    codec = KLCodec(vae_of(TINY), LatentSpec(3, 2), Provenance("tiny", "kl")).to(dtype=torch.float16)
+    sentence = "tiny overflows in float16: use --dtype bfloat16 or float32"
+    codec.reconstruct(torch.rand(1, 3, 8, 8))
+    codec.module.decoder.conv_out.bias.fill_(torch.inf)
+    with pytest.raises(UserError, match=sentence):
+        codec.decode(torch.zeros(1, 3, 4, 4))
+    codec.module.encoder.conv_in.bias.fill_(torch.inf)
+    with pytest.raises(UserError, match=sentence):
+        codec.encode(torch.rand(1, 3, 8, 8))
+    images = codec.to(dtype=torch.bfloat16).decode(torch.zeros(1, 3, 4, 4))
+    assert bool((images == 1).all())  # in other types the clamp stands alone
+
+
+@pytest.mark.parametrize("size", [(9, 4), (4, 9), (0, 4), (-1, 8)])
+def test_a_size_that_the_latent_does_not_reach_is_refused(codec: KLCodec, size: tuple[int, int]) -> None:
+    sentence = rf"a latent of 4×4 decodes to images of at most 8×8; size asks for {size[0]}×{size[1]}"
+    with pytest.raises(ValueError, match=sentence):
+        codec.decode(torch.zeros(1, 3, 4, 4), size=size)
+
+
+def test_opening_a_model_draws_no_random_number(codec: KLCodec, tmp_path) -> None:
+    hub.write_model(tmp_path, "kl", asdict(TINY), codec.spec, codec.module.state_dict(), "card")
+    state = torch.get_rng_state()
+    opened = hub.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    for key, tensor in opened.module.state_dict().items():
+        assert not tensor.is_meta and torch.equal(tensor, codec.module.state_dict()[key])

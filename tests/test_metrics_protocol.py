@@ -12,11 +12,12 @@ from metrics_codecs import Blocks, Blur, FakeImages, Identity, Levels, photos
 from omnilatent.errors import UserError
 from omnilatent.latent import Codec, Codes, Latent, LatentSpec
 from omnilatent.losses.lpips import NETWORKS
-from omnilatent.metrics import judges
+from omnilatent.metrics import judges, protocol
+from omnilatent.metrics.catalogue import METRICS
 from omnilatent.metrics.moments import RunningMoments
 from omnilatent.metrics.pixel import PSNR_CAP, to_8bit
 from omnilatent.metrics.precision import ieee_float32
-from omnilatent.metrics.protocol import METRICS, evaluate
+from omnilatent.metrics.protocol import evaluate
 from omnilatent.metrics.results import Evaluation, Figure
 from torch import Tensor
 
@@ -160,6 +161,9 @@ def test_pictures_are_spread_evenly_and_the_same_for_every_codec() -> None:
 def test_size_and_provenance_are_stated() -> None:
     evaluation = measure(Blocks(), photos(2), metrics=None)
     assert evaluation.figures["parameters"].value == 20 and evaluation.figures["weights_mb"].value == 80 / 1e6
+    assert evaluation.figures["weights_mb"].note == "counted in float32"
+    half = measure(Blocks().to(dtype=torch.float16), photos(2), metrics=["weights_mb"]).figures["weights_mb"]
+    assert half == Figure(40 / 1e6, 0, "counted in float16")
     assert evaluation.codec["weights_hash"] == evaluation.conditions["weights_hash"] == "0123456789abcdef"
     assert (evaluation.codec["latent_channels"], evaluation.codec["downsampling"]) == (13, 2)
 
@@ -254,6 +258,49 @@ def test_networks_run_without_tf32_and_settings_come_back() -> None:
         assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
         raise RuntimeError("on purpose")
     assert [backend.fp32_precision for backend in backends] == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_float32_codec_runs_without_tf32_where_its_quality_is_measured(dtype: torch.dtype) -> None:
+    seen: list[str] = []
+
+    class Watched(Blocks):
+        def _encode(self, images: Tensor) -> Latent:
+            seen.append(torch.backends.cudnn.conv.fp32_precision)
+            return super()._encode(images)
+
+        def _decode(self, raw: Tensor) -> Tensor:
+            seen.append(torch.backends.cudnn.conv.fp32_precision)
+            return super()._decode(raw)
+
+    outside = torch.backends.cudnn.conv.fp32_precision
+    assert outside != "ieee"
+    evaluate(Watched().to(dtype=dtype), FakeImages(list(photos(2))), metrics=["psnr"], speed=False)
+    assert len(seen) > 4 and set(seen) == {"ieee" if dtype == torch.float32 else outside}
+    seen.clear()
+    evaluate(Watched(), FakeImages(list(photos(1))), metrics=["encode_ips"], health=False)
+    assert seen[:2] == ["ieee"] * 2 and seen[2:] and set(seen[2:]) == {outside}  # the speed is that of common use
+
+
+@pytest.mark.parametrize(("batch_size", "largest"), [(1, 1), (8, 4)])
+def test_latent_health_keeps_to_the_batch_size(
+    batch_size: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Watched(Blocks):
+        def _encode(self, images: Tensor) -> Latent:
+            sizes.append(len(images))
+            return super()._encode(images)
+
+        def _decode(self, raw: Tensor) -> Tensor:
+            sizes.append(len(raw))
+            return super()._decode(raw)
+
+    health = protocol.latent_health
+    monkeypatch.setattr(protocol, "latent_health", lambda *a, **k: (sizes.clear(), health(*a, **k))[1])
+    evaluate(Watched(), FakeImages(list(photos(4))), metrics=["psnr"], speed=False, batch_size=batch_size)
+    assert max(sizes) == largest
 
 
 def test_kodak_through_jpeg_like_rounding() -> None:

@@ -39,5 +39,11 @@ def test_the_processes_share_the_batch_and_the_adaptive_weight(steps: dict[str, 
     assert weights[0] > 0 and weights[1] == weights[2] == pytest.approx(weights[0], rel=1e-5)
 
 
-def test_the_discriminator_sees_accumulated_parts_as_one_batch(steps: dict[str, dict]) -> None:
-    assert relative_difference(steps["one"]["disc"], steps["accumulated"]["disc"]) <= 1e-5
+@pytest.mark.parametrize("part", ["model", "disc"])
+def test_accumulated_parts_give_the_whole_batchs_gradients(steps: dict[str, dict], part: str) -> None:
+    assert relative_difference(steps["one"][part], steps["accumulated"][part]) <= 1e-5
+
+
+def test_accumulated_parts_share_one_adaptive_weight(steps: dict[str, dict]) -> None:
+    weights = [steps[name]["logged"]["adaptive_weight"] for name in ("one", "accumulated")]
+    assert weights[1] == pytest.approx(weights[0], rel=1e-5)

@@ -3,10 +3,14 @@
 import json
 import math
 import os
+import shutil
+import signal
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +19,11 @@ from torch import nn
 
 from omnilatent import hub
 from omnilatent.errors import UserError, is_out_of_memory
-from omnilatent.training.checkpoint import checkpoints, furthest, load_state, prune, resume_point
+from omnilatent.training.checkpoint import checkpoints, furthest, load_state, prune, remove_beyond, resume_point
 from omnilatent.training.config import OptimizerConfig, RunConfig, from_json
 from omnilatent.training.ema import EMA
 from omnilatent.training.logs import RunLog, progress_bar
-from omnilatent.training.loop import launch_fabric, train
+from omnilatent.training.loop import Stopped, launch_fabric, train
 from omnilatent.training.memory import step_within_memory
 from omnilatent.training.schedule import warmup_cosine
 
@@ -131,6 +135,35 @@ def test_resuming_restores_what_a_kill_interrupted(run: Path) -> None:
     assert sorted(p.name for p in run.iterdir()) == ["final", "run.json"]
 
 
+def stated(folder: Path, step: object) -> Path:
+    (folder / "config.json").write_text(json.dumps({"training": {"step": step}}))
+    return folder
+
+
+def test_what_lies_beyond_the_step_is_removed(run: Path) -> None:
+    for step in (4, 8, 12):
+        checkpoint(run, f"step-{step}", step)
+    stated(checkpoint(run, "best"), 8)
+    stated(checkpoint(run, "final", 16), 16)
+    checkpoint(run, "step-99")  # a model alone, which somebody keeps
+    assert remove_beyond(run, 16) == [], "a run that goes on with more --steps keeps all"
+    assert sorted(remove_beyond(run, 8)) == ["final", "step-12"]
+    assert sorted(p.name for p in run.iterdir() if p.is_dir()) == ["best", "step-4", "step-8", "step-99"]
+    assert sorted(remove_beyond(run, 4)) == ["best", "step-8"]
+    stated(checkpoint(run, "best"), "of another maker")
+    assert remove_beyond(run, 4) == [] and (run / "best").exists()
+
+
+def test_a_removal_that_a_kill_interrupts_is_finished(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint(run, "step-4", 4)
+    (checkpoint(run, "step-8", 8) / "model.safetensors").write_text("weights")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda folder, **more: (folder / "model.safetensors").unlink(missing_ok=True))
+        remove_beyond(run, 4)
+    assert resume_point(run) == run / "step-4", "no half of a checkpoint is gone on from"
+    assert sorted(p.name for p in run.iterdir()) == ["run.json", "step-4"]
+
+
 def test_a_damaged_state_is_one_sentence(run: Path) -> None:
     folder = checkpoint(run, "step-4", 4)
     assert load_state(folder)["task"]["w"].tolist() == [0, 1, 2]
@@ -173,6 +206,16 @@ def test_a_resumed_log_drops_what_lies_beyond(tmp_path: Path) -> None:
     assert [(row["step"], row["part"]) for row in rows(tmp_path)] == [
         (2, "train"), (4, "train"), (4, "validation"), (5, "train")]
     assert rows(tmp_path)[0] == {"step": 2, "part": "train", "loss": 0.5}
+
+
+def test_numbers_that_are_not_finite_leave_valid_json(tmp_path: Path) -> None:
+    with RunLog(tmp_path, 0) as log:
+        log.write(1, {"gradient_norm": math.inf, "kl": math.nan, "loss": 0.5}, "train")
+        log.write(2, {"psnr": -math.inf}, "validation")
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    found = [json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON")) for line in lines]
+    assert found == [{"step": 1, "part": "train", "gradient_norm": None, "kl": None, "loss": 0.5},
+                     {"step": 2, "part": "validation", "psnr": None}]
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 1}', b"\x00\x00\xff\xfe\n", b"[1]\n", b"3\n", b'{"loss": 1}\n'])
@@ -279,7 +322,8 @@ class OneWeight:
         self.weight = state["nested"][0]["weight"]
 
     def export(self, folder: Path, figures: dict[str, float], step: int) -> None:
-        (folder / "config.json").write_text(json.dumps({"weight": float(self.weight), "step": step}))
+        config = {"weight": float(self.weight), "training": {"step": step}, "figures": figures}
+        (folder / "config.json").write_text(json.dumps(config))
 
 
 CONFIG = RunConfig(steps=10, batch_size=1, save_every=2, validate_every=5, log_every=3, keep=2, device="cpu", workers=0)
@@ -289,16 +333,125 @@ def run_task(task: OneWeight, run: Path, config: RunConfig = CONFIG, resume: Pat
     return train(task, config, run, launch_fabric(config), resume, quiet=True)
 
 
+def exported(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
 def test_the_loop_saves_logs_and_keeps_the_best(run: Path) -> None:
     figures = run_task(OneWeight(), run)
     weight = 1 - 0.9**10
     assert figures == {"score": pytest.approx(weight - 1)}
     assert sorted(p.name for p in run.iterdir() if p.is_dir()) == ["best", "final", "step-6", "step-8"]
-    assert json.loads((run / "final" / "config.json").read_text()) == {"weight": pytest.approx(weight), "step": 10}
+    assert exported(run / "final") == {
+        "weight": pytest.approx(weight), "training": {"step": 10}, "figures": {"score": pytest.approx(weight - 1)}}
     assert load_state(run / "final")["step"] == 10 and not (run / "best" / "state.pt").exists()
     logged = [(row["step"], row["part"]) for row in rows(run)]
     assert logged == [(3, "train"), (5, "validation"), (6, "train"), (9, "train"), (10, "train"), (10, "validation")]
     assert rows(run)[0]["loss"] == pytest.approx((0.9**2) ** 2)
+
+
+def test_a_checkpoint_states_only_figures_of_its_own_weights(run: Path) -> None:
+    run_task(OneWeight(), run, replace(CONFIG, save_every=1, keep=10))
+    figures = {step: exported(run / f"step-{step}")["figures"] for step in range(1, 10)}
+    assert figures.pop(5) == {"score": pytest.approx(-(0.9**5))}
+    assert set(map(str, figures.values())) == {"{}"}, "8 carries 5's weights' figures"
+    assert load_state(run / "step-8")["figures"] == {"score": pytest.approx(-(0.9**5))}, "the state goes on with them"
+
+
+def test_going_on_from_an_earlier_checkpoint_gives_up_the_later_branch(run: Path) -> None:
+    run_task(OneWeight(), run, replace(CONFIG, keep=10))
+    assert exported(run / "best")["training"]["step"] == 10
+    assert sorted(p.name for p in run.glob("step-*")) == ["step-2", "step-4", "step-6", "step-8"]
+    run_task(OneWeight(), run, replace(CONFIG, steps=4), resume=run / "step-4")  # no step is left to do
+    assert (run / "final").exists() and (run / "step-8").exists()
+    run_task(OneWeight(), run, replace(CONFIG, steps=7, keep=10), resume=run / "step-4")
+    assert sorted(p.name for p in run.glob("step-*")) == ["step-2", "step-4", "step-6"]
+    assert [exported(run / name)["training"]["step"] for name in ("best", "final")] == [7, 7]
+    assert furthest(run) == run / "final" and load_state(run / "final")["best"] == pytest.approx(-(0.9**7))
+
+
+def test_a_best_figure_without_its_weights_is_forgotten(run: Path) -> None:
+    run_task(OneWeight(), run)
+    state = load_state(run / "step-8")
+    torch.save({**state, "best": 0.0}, run / "step-8" / "state.pt")
+    run_task(OneWeight(), run, resume=run / "step-8")
+    assert exported(run / "best")["training"]["step"] == 10
+    torch.save({**state, "best": 0.0}, run / "step-8" / "state.pt")
+    stated(run / "best", 5)
+    run_task(OneWeight(), run, resume=run / "step-8")
+    assert exported(run / "best") == {"training": {"step": 5}}, "with its weights it stands"
+
+
+def test_a_state_is_loaded_on_the_cpu(run: Path) -> None:
+    """On the GPU, AdamW's step counters would stay there, and each step would wait for them."""
+    run_task(OneWeight(), run)
+
+    class Looking(OneWeight):
+        def load_state(self, state: dict[str, Any]) -> None:
+            assert state["nested"][0]["weight"].device.type == state["long"].device.type == "cpu"
+            raise EOFError
+
+    elsewhere = SimpleNamespace(device=torch.device("meta"), is_global_zero=True, world_size=1)
+    with pytest.raises(EOFError):
+        train(Looking(), CONFIG, run, elsewhere, run / "step-8", quiet=True)
+
+
+def test_the_loaded_state_is_freed_before_the_first_step(run: Path) -> None:
+    run_task(OneWeight(), run)
+
+    class Watching(OneWeight):
+        def load_state(self, state: dict[str, Any]) -> None:
+            super().load_state(state)
+            self.loaded = weakref.ref(state["long"])
+            assert self.loaded() is not None
+
+        def step(self, batch: int, position: int) -> dict[str, Any]:
+            assert self.loaded() is None, "a second copy of the weights stays in memory"
+            return super().step(batch, position)
+
+    run_task(watching := Watching(), run, resume=run / "step-8")
+    assert watching.steps == 2
+
+
+def test_the_loss_scaler_goes_on_from_its_scale(run: Path) -> None:
+    """Set by hand: Fabric makes one for fp16 on a GPU only."""
+    scales = []
+    for scale, resume in ((64.0, None), (2.0, run / "step-8")):
+        fabric = launch_fabric(CONFIG)
+        fabric._precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        train(OneWeight(), CONFIG, run, fabric, resume, quiet=True)
+        scales.append(fabric._precision.scaler.get_scale())
+    state = load_state(run / "final")
+    assert scales == [64, 64] and state["scaler"]["scale"] == 64 and "scaler" not in state["random"]
+
+
+class Interrupted(OneWeight):
+    """A task that gets `signals` while its third step runs."""
+
+    def __init__(self, *signals: int) -> None:
+        super().__init__()
+        self.signals = signals
+
+    def step(self, batch: int, position: int) -> dict[str, Any]:
+        if position == 2:
+            for number in self.signals:
+                signal.raise_signal(number)
+        return super().step(batch, position)
+
+
+@pytest.mark.parametrize("signals", [
+    [signal.SIGINT], [signal.SIGTERM], [signal.SIGTERM] * 2, [signal.SIGINT, signal.SIGTERM],
+    [signal.SIGTERM, signal.SIGINT]])
+def test_asked_to_stop_the_step_in_hand_is_saved(run: Path, signals: list[int]) -> None:
+    with pytest.raises(Stopped) as stopped:
+        run_task(Interrupted(*signals), run)
+    assert stopped.value.folder == run / "step-3" and load_state(run / "step-3")["step"] == 3
+
+
+def test_only_a_second_ctrl_c_stops_at_once(run: Path) -> None:
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_task(Interrupted(signal.SIGINT, signal.SIGINT), run)
+    assert not isinstance(stopped.value, Stopped) and furthest(run) == run / "step-2"
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -3,13 +3,14 @@
 - `UserError`: one sentence that names the file or value and the remedy; the command line prints it
   without a traceback and ends with exit code 2.
 - `library`: imports a heavy or fragile library where it is used, and turns its failure into such a sentence.
-- `is_out_of_memory`: whether a failure means that memory ran out, on any device.
+- `is_out_of_memory`, `is_disk_full`: whether a failure means that memory ran out, on any device, or disk space.
 
 This module imports nothing heavy, so that an argument error answers at once.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 from types import ModuleType
@@ -94,3 +95,13 @@ def is_out_of_memory(failure: BaseException) -> bool:
     if isinstance(failure, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(failure).__mro__):
         return True
     return isinstance(failure, RuntimeError) and any(text in str(failure) for text in _NO_MEMORY)
+
+
+def is_disk_full(failure: BaseException) -> bool:
+    """Whether an error means that no more bytes could be written (safetensors wraps the operating system's)."""
+    if isinstance(failure, OSError):
+        return failure.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    text = str(failure)
+    return any(f"os error {code}" in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) or any(
+        sign in text for sign in ("PytorchStreamWriter", "file write failed", "unexpected pos")  # torch.save's
+    )

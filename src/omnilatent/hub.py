@@ -1,7 +1,7 @@
 """Load and save: one kind of NAME everywhere, one checkpoint folder for every family.
 
 - `load(NAME)`: an existing path (a run, a checkpoint, a diffusers folder, a single .safetensors file),
-  else a bundled model, else a hub id; `LABEL:NAME` names it in a report.
+  else a bundled model, else a hub id (download.py); `LABEL:NAME` names it in a report.
 - `OPENERS`: kind → "module:function", imported on use, so this file knows no family.
 - `write_model`, `read_config`: the checkpoint folder (`model.safetensors`, `config.json`, `README.md`).
 - `new_folder`: a folder written under a temporary name and renamed, so that a kill leaves no half of it.
@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .errors import UserError
+from .download import fetch
+from .errors import UserError, is_disk_full
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,7 @@ def locate(target: str) -> Path:
     if path.suffix in {".safetensors", *PICKLES}:
         raise UserError(f"There is no file {target}: check the path.")
     if _HUB_ID.fullmatch(target):
-        return _fetch(target)
+        return fetch(target)
     if target in RECIPES:
         raise UserError(
             f"{target} is a recipe without bundled weights: train it with 'omnilatent train {target} --data DATA' "
@@ -184,52 +184,6 @@ def recognise(path: Path) -> str:
     raise UserError(
         f"{path} is not a model folder: expected a run, a checkpoint or a diffusers folder with its config.json."
     )
-
-
-def _fetch(repository: str) -> Path:
-    """Download a hub repository's config and safetensors (its root's, else its vae/ folder's)."""
-    import huggingface_hub
-    from huggingface_hub.errors import (
-        EntryNotFoundError, GatedRepoError, HFValidationError, HTTPError, LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    unreachable: Exception | None = None
-    try:
-        for folder in ("", "vae/"):
-            try:
-                huggingface_hub.hf_hub_download(repository, f"{folder}config.json")
-            except LocalEntryNotFoundError as failure:  # without a network the other folder may still be in the cache
-                unreachable = failure
-                continue
-            except EntryNotFoundError:
-                continue
-            wanted = [f"{folder}{file}" for file in ("config.json", "*.safetensors", "*.safetensors.index.json")]
-            ignored = [f"{folder}{file}" for file in ("*.fp16.safetensors", "*.non_ema.safetensors", "*/*")]
-            return Path(huggingface_hub.snapshot_download(
-                repository, allow_patterns=[*wanted, "README.md"], ignore_patterns=ignored))
-    except GatedRepoError as failure:
-        raise UserError(
-            f"The hub gives {repository} only to those who accepted its terms: accept them on its page, then "
-            "'hf auth login'."
-        ) from failure
-    except RepositoryNotFoundError as failure:
-        raise UserError(
-            f"{repository} is no path here, and the hub has no such model or it is private: check the name, or "
-            "'hf auth login'."
-        ) from failure
-    except HFValidationError as failure:
-        raise UserError(f"{repository} is neither an existing path nor a hub id ({failure}).") from failure
-    except (OSError, HTTPError) as failure:
-        if is_disk_full(failure):
-            raise UserError(f"The disk is full while downloading {repository}: free space and repeat it.") from failure
-        unreachable = failure
-    if unreachable is not None:
-        raise UserError(
-            f"{repository} is no path here, and the hub could not be reached ({type(unreachable).__name__}): fetch its "
-            "config.json and diffusion_pytorch_model.safetensors into a folder elsewhere and give that folder's path."
-        ) from unreachable
-    raise UserError(f"The hub repository {repository} holds no config.json, neither at its root nor in vae/.")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -336,16 +290,6 @@ def restore_interrupted(run: Path) -> None:
             retired.rename(original)
     for half in run.glob(".writing-*"):
         shutil.rmtree(half, ignore_errors=True) if half.is_dir() else half.unlink(missing_ok=True)
-
-
-def is_disk_full(failure: BaseException) -> bool:
-    """Whether an error means that no more bytes could be written (safetensors wraps the operating system's)."""
-    if isinstance(failure, OSError):
-        return failure.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-    text = str(failure)
-    return any(f"os error {code}" in text for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) or any(
-        sign in text for sign in ("PytorchStreamWriter", "file write failed", "unexpected pos")  # torch.save's
-    )
 
 
 def file_hash(*paths: Path) -> str:

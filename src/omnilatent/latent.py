@@ -191,10 +191,13 @@ class Codec(ABC):
 
         Raises:
             ValueError: the tensor's shape or type is not that of images.
+            UserError: the module overflows in float16.
         """
         self._check(images)
         size = images.shape[-2], images.shape[-1]
-        return replace(self._encode(self._pad(images.to(self.device, self.dtype))), size=size)
+        latent = replace(self._encode(self._pad(images.to(self.device, self.dtype))), size=size)
+        self._guard(latent.mode())
+        return latent
 
     @torch.no_grad()
     def decode(self, latent: Latent | Tensor, size: Size | None = None) -> Tensor:
@@ -203,6 +206,10 @@ class Codec(ABC):
         Args:
             latent: what `encode` returned (its mode is decoded), or a tensor.
             size: height and width to crop to; by default the latent's own, for a tensor the whole grid.
+
+        Raises:
+            ValueError: the latent's shape is not that of this codec's, or `size` is not within what it decodes to.
+            UserError: the codec only encodes, or its module overflows in float16.
         """
         if not self.spec.decodes:
             raise UserError(f"{self.label} only encodes: it has no decoder.")
@@ -214,7 +221,13 @@ class Codec(ABC):
             raise ValueError(
                 f"a latent of {self.label} has shape (b, {self.spec.channels}, h, w); got {tuple(z.shape)}"
             )
-        images = self._decode(self.spec.denormalise(z.to(self.device, self.dtype))).float().clamp(0, 1)
+        whole = z.shape[-2] * self.spec.downsampling, z.shape[-1] * self.spec.downsampling
+        if size is not None and not (1 <= size[0] <= whole[0] and 1 <= size[1] <= whole[1]):
+            raise ValueError(f"a latent of {z.shape[-2]}×{z.shape[-1]} decodes to images of at most "
+                             f"{whole[0]}×{whole[1]}; size asks for {size[0]}×{size[1]}")
+        images = self._decode(self.spec.denormalise(z.to(self.device, self.dtype)))
+        self._guard(images)  # before the clamp, which would hide an infinity
+        images = images.float().clamp(0, 1)
         return images if size is None else images[..., : size[0], : size[1]]
 
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -244,6 +257,12 @@ class Codec(ABC):
             raise ValueError(f"images have shape (b, {channels}, h, w); got {tuple(images.shape)}")
         if not images.is_floating_point():
             raise ValueError(f"images are floats in [0, 1]; got {images.dtype}: divide 8-bit values by 255")
+
+    def _guard(self, output: Tensor) -> None:
+        """Some models (SDXL's is the known one) overflow in float16: better a sentence than a black image."""
+        if self.dtype == torch.float16 and not output.isfinite().all():
+            raise UserError(f"{self.label} overflows in float16: use --dtype bfloat16 or float32, in Python "
+                            "load(NAME, dtype=torch.bfloat16).")
 
     def _pad(self, images: Tensor) -> Tensor:
         """Repeat the last row and column up to a multiple of the downsampling."""

@@ -2,12 +2,13 @@
 
 - `Architecture`: one row a kind: how it is built, trained, used, recognised in --init, and frozen by half.
 - `Autoencoder`, `Reconstruction`: the module that trains, images in [-1, 1], and what its forward gives.
-- `TrainedCodec`: the codec for use, images in [0, 1], which `to_diffusers` gives back as a plain diffusers model.
-- `open_trained`, `load_weights`: a checkpoint folder into its codec.
+- `TrainedCodec`: the codec for use, images in [0, 1], which `to_diffusers` copies to a plain diffusers model.
+- `open_trained`: a checkpoint folder into its codec.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,12 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import UserError
+from ..errors import UserError, library
 from ..hub import card_licence, file_hash, read_config
 from ..latent import Codec, LatentSpec, Provenance
+from .loading import fill, read_tensors
 
 # Entries of a diffusers configuration that change no layer: the latent's normalisation, and hints for pipelines.
 NO_LAYER = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "latent_magnitude", "latent_shift",
@@ -76,14 +79,21 @@ class TrainedCodec(Codec):
     no_shift: float | None = None
 
     def to_diffusers(self) -> nn.Module:
-        """The same weights as a plain diffusers model, its scaling and shift factor set to our normalisation."""
+        """The same weights as a plain diffusers model, its scaling and shift factor set to our normalisation.
+
+        It is a copy: what is done to it does not change this codec.
+
+        Raises:
+            UserError: the latent is normalised a channel, which the diffusers class cannot state.
+        """
         if len(self.spec.scale) > 1 or len(self.spec.shift) > 1:
             raise UserError(
                 f"{self.label} is normalised a channel, which diffusers' {type(self.module).__name__} cannot state."
             )
         shift = self.spec.shift[0] or self.no_shift
-        self.module.register_to_config(scaling_factor=self.spec.scale[0], shift_factor=shift)
-        return self.module
+        model = copy.deepcopy(self.module)
+        model.register_to_config(scaling_factor=self.spec.scale[0], shift_factor=shift)
+        return model
 
 
 @dataclass(frozen=True)
@@ -144,33 +154,13 @@ def open_trained(architecture: Architecture, path: Path, name: str) -> Codec:
         raise UserError(f"{path / 'config.json'} does not describe a model of the kind {architecture.kind} "
                         f"({failure}): restore it from its source.") from failure
     weights, card = path / "model.safetensors", path / "README.md"
-    vae = architecture.build_vae(config, spec)
-    load_weights(vae, weights)
+    if not weights.exists():
+        raise UserError(f"{weights} is missing: the checkpoint is incomplete; take another step-N/ of its run.")
+    getattr(library("diffusers"), architecture.diffusers_class)  # imported here: no module's constants belong on meta
+    with torch.device("meta"):
+        vae = architecture.build_vae(config, spec)
+    fill(vae, read_tensors([weights]), weights)
     provenance = Provenance(name=name, kind=architecture.kind, weights_hash=file_hash(weights),
                             licence=card_licence(path), path=str(path),
                             card=card.read_text(encoding="utf-8") if card.exists() else "")
     return architecture.codec(vae, spec, provenance)
-
-
-def load_weights(module: nn.Module, file: Path) -> None:
-    """Load a .safetensors file strictly, keeping its floating point type.
-
-    Raises:
-        UserError: the file is missing, unreadable, or of another architecture.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(file)
-    except FileNotFoundError as failure:
-        raise UserError(
-            f"{file} is missing: the checkpoint is incomplete; take another step-N/ of its run."
-        ) from failure
-    except SafetensorError as failure:
-        raise UserError(f"{file} is damaged ({failure}): copy it again from its source.") from failure
-    dtype = next(iter(tensors.values())).dtype
-    try:
-        nn.Module.to(module, dtype=dtype).load_state_dict(tensors, strict=True)
-    except RuntimeError as failure:
-        raise UserError(f"{file} does not fit the architecture in its config.json: {str(failure)[:200]}") from failure

@@ -22,6 +22,8 @@ from .config import KLConfig
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+LEAST_LOGVAR, MOST_LOGVAR = -30.0, 20.0  # of a posterior, as in LDM and diffusers
+
 
 def build_vae(config: KLConfig, spec: LatentSpec | None = None) -> AutoencoderKL:
     """diffusers' `AutoencoderKL` of this architecture, freshly initialised; `spec` gives its scaling factor."""
@@ -79,7 +81,7 @@ class KLAutoencoder(Autoencoder):
         return Reconstruction(self.vae.decoder.conv_out(features), mean, logvar, features)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance, the latter within [-30, 20] as in LDM."""
+        """Mean and log-variance, the latter within `LEAST_LOGVAR` and `MOST_LOGVAR`."""
         encoder = self.vae.encoder
         h = encoder.conv_in(images)
         for block in encoder.down_blocks:
@@ -89,7 +91,7 @@ class KLAutoencoder(Autoencoder):
         if self.vae.quant_conv is not None:
             moments = self.vae.quant_conv(moments)
         mean, logvar = moments.float().chunk(2, dim=1)
-        return mean, logvar.clamp(-30.0, 20.0)
+        return mean, logvar.clamp(LEAST_LOGVAR, MOST_LOGVAR)
 
     def features(self, z: Tensor) -> Tensor:
         """Un-normalised latent → the input of the decoder's last convolution `(b, widths[0], h, w)`."""
@@ -107,6 +109,17 @@ class KLCodec(TrainedCodec):
 
     module: AutoencoderKL
 
+    def to_diffusers(self) -> nn.Module:
+        """As for every trained codec. diffusers always draws from a posterior; a plain autoencoder's log-variance was
+        never trained, so its export states the least that diffusers knows: every draw is the mean."""
+        model = super().to_diffusers()
+        if self.spec.kind == "point":
+            last = model.encoder.conv_out if model.quant_conv is None else model.quant_conv
+            with torch.no_grad():
+                last.weight[self.spec.channels :].zero_()
+                last.bias[self.spec.channels :].fill_(LEAST_LOGVAR)
+        return model
+
     def _encode(self, images: Tensor) -> Latent:
         moments = self.module.encoder(_two_if_single(images * 2 - 1, self.spec.downsampling))[: len(images)]
         if self.module.quant_conv is not None:
@@ -114,7 +127,7 @@ class KLCodec(TrainedCodec):
         mean, logvar = moments.chunk(2, dim=1)
         if self.spec.kind == "point":
             return Point(self.spec.normalise(mean))
-        return DiagonalGaussian(mean, logvar.clamp(-30.0, 20.0), self.spec)
+        return DiagonalGaussian(mean, logvar.clamp(LEAST_LOGVAR, MOST_LOGVAR), self.spec)
 
     def _decode(self, raw: Tensor) -> Tensor:
         if self.module.post_quant_conv is not None:

@@ -1,6 +1,7 @@
 """Weights from disk into a diffusers model, all or nothing.
 
-- `build`: a model from a configuration and tensors: nothing missing, nothing left over, no meta tensor.
+- `build`: a model from a configuration and tensors.
+- `fill`: tensors into a model on the meta device: nothing missing, nothing left over, no meta tensor.
 - `read_tensors`, `open_safetensors`: safetensors files, with a sentence for what is none.
 - `weight_files`: which files of a diffusers folder to read.
 """
@@ -25,7 +26,7 @@ def build(class_name: str, config: Mapping[str, Any], tensors: dict[str, Tensor]
     """A diffusers model with exactly these weights.
 
     The model is laid out on the meta device and filled by assignment, so no random initialisation is computed and
-    none can survive. Mixed floating types are brought to the widest.
+    none can survive: see `fill`.
 
     Raises:
         UserError: diffusers refuses the configuration, or the tensors are not the model's: one is missing, too many,
@@ -40,6 +41,19 @@ def build(class_name: str, config: Mapping[str, Any], tensors: dict[str, Tensor]
         raise UserError(
             f"diffusers cannot build the {class_name} that {source} describes ({failure}): repair its configuration."
         ) from failure
+    fill(module, tensors, source)
+    return module
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """Give a model that is laid out on the meta device these weights, in their own floating point type.
+
+    Mixed floating types are brought to float32.
+
+    Raises:
+        UserError: the tensors are not the model's: one is missing, too many, or of another shape.
+    """
+    class_name = type(module).__name__
     expected = module.state_dict()
     for key in expected:
         if key.endswith("num_batches_tracked"):  # a counter for training that some files leave out
@@ -51,7 +65,6 @@ def build(class_name: str, config: Mapping[str, Any], tensors: dict[str, Tensor]
         nn.Module.to(module, dtype=torch.float32)
     left = [name for name, t in itertools.chain(module.named_parameters(), module.named_buffers()) if t.is_meta]
     assert not left, f"{class_name} keeps meta tensors: {left}"
-    return module
 
 
 def _check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], class_name: str, source: Path) -> None:

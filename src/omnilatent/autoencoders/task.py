@@ -1,12 +1,13 @@
 """One training step of an image autoencoder: reconstruction, perceptual, KL and adversarial terms together.
 
-The generator's step takes the image gradients of the reconstruction terms and of the discriminator's opinion
-apart, weighs them against each other, and sends one combined gradient back through the model.
+The generator's step takes the pixels' gradients from objective.py and sends one combined gradient back through the
+model; the discriminator takes its own step after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ..data.evaluation import EvaluationImages
+from ..data.overlap import repeated
 from ..data.sources import ImageSource, open_images, split
 from ..data.training import Batch, TrainingImages, batches
 from ..errors import UserError
 from ..hub import load, write_model
 from ..latent import DiagonalGaussian, LatentSpec, Provenance
-from ..losses.adversarial import PatchDiscriminator, adaptive_weight, hinge_loss, last_layer_gradient
+from ..losses.adversarial import PatchDiscriminator, hinge_loss
 from ..losses.perceptual import perceptual_loss
-from ..losses.reconstruction import pixel_loss
 from ..metrics.protocol import evaluate
 from ..training.ema import EMA
 from ..training.schedule import warmup_cosine
@@ -31,6 +32,7 @@ from .architecture import Architecture, TrainedCodec
 from .card import model_card
 from .config import AutoencoderTraining, KLConfig, TinyConfig
 from .kl import KL
+from .objective import Objective
 from .tiny import TINY
 
 if TYPE_CHECKING:
@@ -71,10 +73,11 @@ class AutoencoderTask:
         source, held_out = (open_images(d, config.crops.max_pixels) if isinstance(d, str) else d for d in (data, val))
         if held_out is None:
             source, held_out = split(source, config.crops.held_out)
+        self.repeated = repeated(held_out, source)
         self.config, self.init, self.freeze, self.command, self.skipped = config, init, freeze, command, skipped
         self.images = TrainingImages(source, size, config.run.seed, config.crops.flip, config.crops.min_scale)
         self.validation = EvaluationImages(held_out, size, config.crops.validation_images)
-        self.perceptual = perceptual_loss(config.loss.perceptual)
+        self.perceptual = perceptual_loss(config.loss.perceptual) if config.loss.perceptual_weight else None
         self.adversarial = config.loss.adversarial_weight > 0
         self._picture: Tensor | None = None
 
@@ -90,7 +93,12 @@ class AutoencoderTask:
         return codec.module, codec.spec
 
     def __str__(self) -> str:
-        return f"{len(self.images.source)} images ({self.images.source.name}), {len(self.validation)} held out"
+        return f"{len(self.images.source)} images ({self.images.source.name}), {self._held_out(len(self.validation))}"
+
+    def _held_out(self, n: int) -> str:
+        """The validation images in words, with the truth about those that are trained on too."""
+        seen = f", {self.repeated} OF THEM ALSO TRAINED ON" if self.repeated else ""
+        return f"{n} held-out images ({self.validation.source.name}{seen})"
 
     # -- building ----------------------------------------------------------------------------------------------
 
@@ -114,11 +122,13 @@ class AutoencoderTask:
         self.bare = model.to(fabric.device)
         self.ema = EMA(self.bare, config.optimizer.ema_decay)
         self.model, self.optimizer = fabric.setup(torch.compile(model) if fast else model, self._adam(learned))
+        self.bare_disc: PatchDiscriminator | None = None
         if self.adversarial:
             self.bare_disc = PatchDiscriminator(config.loss.disc_width, config.loss.disc_layers).to(fabric.device)
             self.disc, self.disc_optimizer = fabric.setup(self.bare_disc, self._adam(list(self.bare_disc.parameters())))
         if isinstance(self.perceptual, nn.Module):
             self.perceptual.to(fabric.device)
+        self.objective = Objective(config.loss, fabric, self.bare, self.perceptual, self.bare_disc)
 
     def _adam(self, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
         o = self.config.optimizer
@@ -145,77 +155,58 @@ class AutoencoderTask:
         self._set_lr(self.optimizer, position, 0)
         images = batch.images.to(self.fabric.device, non_blocking=True).float() / 127.5 - 1
         parts = images.chunk(config.run.accumulate)
-        positions = batch.positions.tolist()
-        logged: dict[str, list[Tensor]] = {}
+        positions = batch.positions.split([len(part) for part in parts])
+        noises = [self._noise(p.tolist()) if config.model.variational else None for p in positions]
+        weight = self._whole_batch_weight(parts, noises) if adversarial and len(parts) > 1 else None
+        logged: dict[str, Tensor] = {}
         fakes = []
-        done = 0
-        for number, part in enumerate(parts):
-            noise = self._noise(positions[done : done + len(part)]) if config.model.variational else None
-            done += len(part)
+        for number, (part, noise) in enumerate(zip(parts, noises, strict=True)):
             with self.fabric.no_backward_sync(self.model, enabled=number < len(parts) - 1):
-                numbers, fake = self._generator_part(part, noise, adversarial, len(part) / len(images))
+                numbers, fake = self._generator_part(part, noise, adversarial, weight, 1 / len(parts))
             for name, value in numbers.items():
-                logged.setdefault(name, []).append(value.detach() * (len(part) / len(images)))
+                logged[name] = logged.get(name, 0) + value / len(parts)
             fakes.append(fake)
         if config.optimizer.clip:
-            norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=config.optimizer.clip,
-                                              error_if_nonfinite=False)
-            logged["gradient_norm"] = [norm]
+            logged["gradient_norm"] = self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=config.optimizer.clip, error_if_nonfinite=False)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(position)
         if adversarial:
-            logged["disc_loss"] = [self._discriminator_step(parts, fakes, position)]
-        return {name: torch.stack(values).sum() for name, values in logged.items()}
+            logged["disc_loss"] = self._discriminator_step(parts, fakes, position)
+        return logged
+
+    def _whole_batch_weight(self, parts: Sequence[Tensor], noises: Sequence[Tensor | None]) -> Tensor:
+        """The adversarial weight of a batch in several parts, by a forward pass over all of them beforehand: a
+        weight for each part would make the gradients depend on the split."""
+        both = []
+        for part, noise in zip(parts, noises, strict=True):
+            with torch.no_grad():
+                out = self.model(part, noise)
+            both.append(self.objective.last_layer(out, self.objective.pull(out.images, part, adversarial=True)))
+        return self.objective.weight(torch.stack(both).mean(0))
 
     def _generator_part(
-        self, images: Tensor, noise: Tensor | None, adversarial: bool, share: float
+        self, images: Tensor, noise: Tensor | None, adversarial: bool, weight: Tensor | None, share: float
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Forward and backward of one part of the batch; `share` is its part of this process's batch."""
-        loss_config = self.config.loss
+        """Forward and backward of one part of the batch, which is `share` of this process's batch."""
         out = self.model(images, noise)
-        leaf = out.images.detach().float().requires_grad_()
-        terms = {"pixel": pixel_loss(leaf, images, loss_config.l1, loss_config.l2).mean()}
-        if self.perceptual is not None and loss_config.perceptual_weight:
-            distance = self.perceptual(leaf / 2 + 0.5, images / 2 + 0.5).mean()
-            terms["perceptual"] = loss_config.perceptual_weight * distance
-        loss = torch.stack(list(terms.values())).sum()
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        numbers = {"loss": loss, **terms}
+        pull = self.objective.pull(out.images, images, adversarial)
+        numbers, gradient = dict(pull.numbers), pull.reconstruction
         if adversarial:
-            opinion, toward_real = self._opinion(leaf)
-            weight = loss_config.adversarial_weight * self._adaptive_weight(out.features, gradient, toward_real)
-            gradient = gradient + weight * toward_real
-            numbers |= {"adversarial": opinion, "adaptive_weight": weight}
+            weight = self.objective.weight(self.objective.last_layer(out, pull)) if weight is None else weight
+            gradient = gradient + weight * pull.adversarial
+            numbers["adaptive_weight"] = weight
         surrogate = (out.images.float() * gradient).sum()  # its gradient is the combined one
         if self.config.model.variational:
             kl = DiagonalGaussian(out.mean, out.logvar, self._raw_spec()).kl().mean()
-            numbers["kl"] = kl  # in nats an image
-            kl_loss = loss_config.kl_weight * kl / images[0].numel()
-            numbers["loss"] = loss + kl_loss.detach()
+            kl_loss = self.config.loss.kl_weight * kl / images[0].numel()
+            numbers |= {"loss": numbers["loss"] + kl_loss.detach(), "kl": kl.detach()}  # kl in nats an image
             surrogate = surrogate + kl_loss
         self.fabric.backward(surrogate * share)
-        return numbers, leaf.detach()
+        return numbers, pull.images
 
-    def _opinion(self, leaf: Tensor) -> tuple[Tensor, Tensor]:
-        """−mean D(x̂) and its gradient by the reconstruction.
-
-        The bare discriminator is asked, so that DDP waits for no gradients of it; the sum instead of the mean is
-        differentiated, because the mean's gradients are too small for fp16.
-        """
-        with self.fabric.autocast():
-            logits = self.bare_disc(leaf).float()
-        (gradient,) = torch.autograd.grad(-logits.sum(), leaf)
-        return -logits.detach().mean(), gradient / logits.numel()
-
-    def _adaptive_weight(self, features: Tensor, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
-        """From both gradients at the last layer, averaged over all processes."""
-        shape, gain = self.bare.last_layer.shape, self.bare.output_gain
-        features = features.detach()
-        both = [gain * last_layer_gradient(features, shape, g) for g in (reconstruction, adversarial)]
-        return adaptive_weight(*self.fabric.all_reduce(torch.stack(both), reduce_op="mean"))
-
-    def _discriminator_step(self, reals: tuple[Tensor, ...], fakes: list[Tensor], position: int) -> Tensor:
+    def _discriminator_step(self, reals: Sequence[Tensor], fakes: list[Tensor], position: int) -> Tensor:
         self._set_lr(self.disc_optimizer, position, self.config.loss.disc_start_step)
         total = torch.zeros((), device=self.fabric.device)
         whole = sum(map(len, reals))
@@ -312,13 +303,15 @@ class AutoencoderTask:
         start += f" with its {self.freeze} kept" if self.freeze else ""
         trained = (f"{step} steps{start} on {len(self.images.source)} images ({self.images.source.name}), "
                    f"crops of {self.config.crops.size}².")
-        n = min(len(self.validation), self.config.crops.validation_images)
-        measured = f"{n} held-out images ({self.validation.source.name})"
+        n = len(self.validation) - len(self.validation.skipped)
+        measured = self._held_out(n)
         parameters = sum(p.numel() for p in self.bare.parameters())
         return model_card(self.config, parameters, trained, measured, figures, self.command)
 
 
 def _workers(wish: int) -> int:
-    import os
-
-    return min(16, os.cpu_count() or 1) if wish < 0 else wish
+    """Decoding processes for this process: its share of the cores that it may use, at most 16."""
+    if wish >= 0:
+        return wish
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import gc
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,9 +19,10 @@ import tyro
 from tyro.conf import arg
 
 from ..errors import UserError
-from ..hub import WEIGHTLESS, choose_device, locate, recognise, split_label
+from ..hub import choose_device
 from ..metrics.catalogue import choose
 from .folders import check_data, check_writable
+from .names import check_names, load_codecs
 from .parse import parse
 
 if TYPE_CHECKING:
@@ -159,15 +159,6 @@ def show(evaluations: Sequence[Evaluation], written: Sequence[Path], published: 
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse a name that is no codec, before anything heavy is imported. Hub ids are left to the loading."""
-    for name in names:
-        _, target = split_label(name)
-        is_local = Path(target).expanduser().exists()
-        if target not in WEIGHTLESS and (is_local or "/" not in target):
-            recognise(locate(target))
-
-
 def device_name(device: str) -> str:
     """`cuda (NVIDIA H200)`, `cpu (2 threads)`."""
     import torch
@@ -175,44 +166,6 @@ def device_name(device: str) -> str:
     if device == "cuda":
         return f"cuda ({torch.cuda.get_device_name()})"
     return f"cpu ({torch.get_num_threads()} threads)" if device == "cpu" else device
-
-
-def load_codecs(names: Sequence[str], dtype: str) -> list[Codec]:
-    """Open every codec on the CPU, so that a bad one fails before the first is measured; make labels distinct."""
-    import torch
-
-    from ..hub import load
-
-    codecs = [load(name, "cpu", getattr(torch, dtype)) for name in names]
-    for codec, label in zip(codecs, distinct([short_label(name) for name in names]), strict=True):
-        codec.label = label
-        if not codec.spec.decodes:
-            raise UserError(f"{label} only encodes: there is no reconstruction to compare; leave it out.")
-    return codecs
-
-
-def short_label(name: str) -> str:
-    """What a report calls a codec: the label given, else the name, of a path its last part that tells it apart."""
-    label, target = split_label(name)
-    path = Path(target).expanduser()
-    if label or not path.exists():
-        return label or target
-    parts = [part for part in path.resolve().parts if not re.fullmatch(r"final|best|step-\d+", part)]
-    return parts[-1].removesuffix(".safetensors")
-
-
-def distinct(labels: Sequence[str]) -> list[str]:
-    """The labels, a later equal one with a number: a, b, a → a, b, a (2)."""
-    taken = set(labels)
-    seen: set[str] = set()
-    made = []
-    for label in labels:
-        number, name = 2, label
-        while name in seen or (number > 2 and name in taken):
-            name, number = f"{label} ({number})", number + 1
-        seen.add(name)
-        made.append(name)
-    return made
 
 
 def _measure_all(

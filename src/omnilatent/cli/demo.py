@@ -6,10 +6,14 @@ import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..hub import BUNDLED
 from .parse import parse
+
+if TYPE_CHECKING:
+    from ..data import ImageSource
 
 BASE = "kl-f8-small"
 STEPS, BATCH, CROP = 24, 4, 128  # about twenty seconds of training on two cores
@@ -32,12 +36,10 @@ def main(argv: list[str]) -> None:
     options = parse(Demo, "demo", argv)
     if options.steps < 1:
         raise UserError(f"--steps {options.steps} is too small: give at least 1.")
-    from ..data import demo_photos, open_images, split, subset
+    from ..data import demo_photos, open_images
 
     source = demo_photos() if options.data == "photos" else open_images(options.data)
-    training, held_out = split(source, held_out=0.25, minimum=min(4, len(source) // 2) or 1)
-    training = subset(training, range(min(len(training), TRAINED_MOST)), training.name)
-    held_out = subset(held_out, range(min(len(held_out), SHOWN_MOST)), held_out.name)
+    training, held_out = parts(source)
     tuned = _fine_tune(options, training, held_out)
 
     from .compare import Measuring, measure, show
@@ -51,7 +53,16 @@ def main(argv: list[str]) -> None:
     show(evaluations, [page, page.with_name("report.json"), tuned], published=False)
 
 
-def _fine_tune(options: Demo, training: object, held_out: object) -> Path:
+def parts(source: ImageSource) -> tuple[ImageSource, ImageSource]:
+    """(photos to train on, photos to measure on), no photo in both."""
+    from ..data import split, subset
+
+    training, held_out = split(source, held_out=0.25, minimum=min(4, len(source) // 2) or 1)
+    return (subset(training, range(min(len(training), TRAINED_MOST)), training.name),
+            subset(held_out, range(min(len(held_out), SHOWN_MOST)), held_out.name))
+
+
+def _fine_tune(options: Demo, training: ImageSource, held_out: ImageSource) -> Path:
     """Train the bundled model's decoder further, its latent space kept. Returns the checkpoint's folder."""
     from ..autoencoders.recipes import kl_f8_small
     from ..autoencoders.task import AutoencoderTask
@@ -65,7 +76,7 @@ def _fine_tune(options: Demo, training: object, held_out: object) -> Path:
         optimizer=dataclasses.replace(recipe.optimizer, lr=2e-5, warmup=5, ema_decay=0.9),
         crops=dataclasses.replace(recipe.crops, size=CROP, validation_images=SHOWN_MOST, min_scale=0.5),
         run=dataclasses.replace(recipe.run, steps=options.steps, batch_size=BATCH, save_every=10_000,
-                                validate_every=10_000, log_every=10, workers=0),
+                                validate_every=10_000, log_every=10, workers=0, compile=False),
     )
     run = options.out / "fine-tuned"
     shutil.rmtree(run, ignore_errors=True)

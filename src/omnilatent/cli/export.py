@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from .. import __version__, hub
-from ..errors import UserError
+from ..errors import UserError, is_disk_full
 from .info import card_body
 from .parse import parse
 
@@ -106,7 +106,7 @@ def export_file(codec: Codec, file: Path) -> None:
         save_file(tensors, temporary, metadata=metadata)
         os.replace(temporary, file)
     except Exception as failure:
-        if hub.is_disk_full(failure):
+        if is_disk_full(failure):
             raise UserError(f"The disk is full or a quota is reached while writing {file}: free space.") from failure
         raise
     finally:

@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 
 from .. import __version__
-from ..errors import UserError, is_out_of_memory
+from ..errors import UserError, is_disk_full, is_out_of_memory
 
 COMMANDS = {
     "demo": "the main job on embedded photos, or on yours with --data: fine-tune, reconstruct, compare, report",
@@ -75,8 +75,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def machine_failure(failure: Exception) -> str | None:
     """What to tell of a failure of the disk or the memory that nothing nearer to it has explained; else None."""
-    from ..hub import is_disk_full
-
     if is_out_of_memory(failure):
         return "Out of memory: use a smaller --batch-size, smaller images or a smaller model."
     if is_disk_full(failure):

@@ -29,7 +29,7 @@ class PushOptions:
     repository: tyro.conf.Positional[str]
     """Where to: owner/repo. It is created if it does not exist."""
     private: bool = False
-    """Create it as a private repository."""
+    """Create it as a private repository. One that exists and is public is refused."""
     endpoint: str | None = None
     """Another hub than https://huggingface.co."""
 
@@ -47,7 +47,8 @@ def push(name: str, repository: str, private: bool = False, endpoint: str | None
         The address of the commit.
 
     Raises:
-        UserError: NAME is no folder, nobody is logged in, or the hub refuses or cannot be reached.
+        UserError: NAME is no folder, nobody is logged in, the repository is public and was to be private, or the hub
+            refuses or cannot be reached.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise UserError(f"{repository} is not a hub repository: write owner/repo.")
@@ -61,6 +62,9 @@ def push(name: str, repository: str, private: bool = False, endpoint: str | None
     api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(repository, private=private or None, exist_ok=True)
+        if private and not api.repo_info(repository).private:  # it was there before: creating it changed nothing
+            raise UserError(f"{repository} exists on the hub and is public: make it private in its settings, give "
+                            "another name, or leave out --private.")
         commit = api.upload_folder(
             repo_id=repository, folder_path=folder, allow_patterns=UPLOADED, ignore_patterns=["*/*"],
             commit_message=f"Upload {name} with omnilatent",

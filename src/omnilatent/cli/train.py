@@ -11,10 +11,11 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import tyro
 
@@ -22,9 +23,14 @@ from ..errors import UserError
 from ..hub import RECIPES, read_json
 from ..training.config import from_json
 from .folders import check_data, check_writable
+from .names import check_names
 from .parse import parse
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 Config = TypeVar("Config")
+Decision = TypeVar("Decision")
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class TrainOptions(Generic[Config]):
     out: Path | None = None
     """The run's folder; by default runs/RECIPE-TIME."""
     init: str | None = None
-    """NAME of a KL autoencoder whose weights to start from; its architecture replaces the recipe's."""
+    """NAME of an autoencoder of the recipe's kind whose weights to start from; its architecture replaces the
+    recipe's."""
     freeze: Literal["encoder", "decoder"] | None = None
     """The half that keeps the weights of --init."""
 
@@ -105,9 +112,7 @@ def resume(path: Path, argv: list[str], recipe: str | None = None) -> None:
     if options.out != before.out:
         raise UserError(f"--resume {path} goes on in the run's own folder: leave --out out, or copy the folder.")
     _check(options, run)
-    from ..training.checkpoint import resume_point
-
-    train_run(options, run, resume_point(path), command)
+    train_run(options, run, path, command)
 
 
 def _saved(file: Path) -> tuple[TrainOptions[Any], str]:
@@ -125,8 +130,6 @@ def _saved(file: Path) -> tuple[TrainOptions[Any], str]:
 
 def _check(options: TrainOptions[Any], run: Path) -> None:
     """Refuse what can be refused without importing torch."""
-    from .compare import check_names
-
     images, parts = options.config.run.batch_size, options.config.run.accumulate
     if images % parts:
         raise UserError(f"--batch-size {images} does not split into --accumulate {parts} equal parts: take a multiple "
@@ -139,34 +142,72 @@ def _check(options: TrainOptions[Any], run: Path) -> None:
         check_data(options.val)
 
 
-def train_run(options: TrainOptions[Any], run: Path, checkpoint: Path | None, command: str) -> None:
-    """Train into the folder `run` and say where the result lies and what it reached."""
+def train_run(options: TrainOptions[Any], run: Path, resumed: Path | None, command: str) -> None:
+    """Train into the folder `run` and say where the result lies and what it reached.
+
+    Args:
+        resumed: the run or the checkpoint to go on from, as it was named.
+
+    Raises:
+        SystemExit: 130, after Ctrl-C; what was saved has been told.
+    """
     from ..data.skipped import SkippedLog
     from ..report.record import replace_file
+    from ..training.checkpoint import resume_point
     from ..training.loop import launch_fabric, train
 
     config = options.config
     module, task_class = config.task.split(":")
     fabric = launch_fabric(config.run)
+    # Each process has its own clock, which names the folder, and would tidy the run up under the others' eyes.
+    run, checkpoint = _as_rank_zero(fabric, lambda: (run, resume_point(resumed) if resumed else None))
     rank = f"-rank{fabric.global_rank}" if fabric.global_rank else ""
     skipped = SkippedLog(run / f"skipped{rank}.jsonl")
-    task = getattr(import_module(module), task_class)(
-        config, options.data, options.val, skipped.add, options.init, options.freeze, command)
-    if fabric.is_global_zero:
-        saved = {"options": dataclasses.asdict(options), "command": command}
-        replace_file(run / "run.json", json.dumps(saved, indent=2, default=str) + "\n")
-        print(f"training {config.recipe} on {fabric.device}, {task}, into {run}", flush=True)
     try:
-        figures = train(task, config.run, run, fabric, checkpoint)
-    except KeyboardInterrupt:
+        task = getattr(import_module(module), task_class)(
+            config, options.data, options.val, skipped.add, options.init, options.freeze, command)
         if fabric.is_global_zero:
-            print(f"\nomnilatent: stopped and saved; go on with: omnilatent train --resume {run}", file=sys.stderr)
+            saved = {"options": dataclasses.asdict(options), "command": command}
+            replace_file(run / "run.json", json.dumps(saved, indent=2, default=str) + "\n")
+            print(f"training {config.recipe} on {fabric.device}, {task}, into {run}", flush=True)
+        figures = train(task, config.run, run, fabric, checkpoint)
+    except KeyboardInterrupt as interrupt:
+        if not (run / "run.json").exists():  # there is no run yet to go on with
+            raise
+        if fabric.is_global_zero:
+            print(f"\nomnilatent: {_what_is_kept(run, interrupt)}", file=sys.stderr)
         raise SystemExit(130) from None
     if fabric.is_global_zero:
         reached = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         what = "1 unreadable image" if skipped.count == 1 else f"{skipped.count} unreadable images"
         left_out = f"; {what} skipped, listed in {skipped.path}" if skipped.count else ""
         print(f"{run / 'final'}: {reached}{left_out}")
+
+
+def _as_rank_zero(fabric: Fabric, decide: Callable[[], Decision]) -> Decision:
+    """What `decide` returns or refuses in the process of rank 0, in every process."""
+    decision: Any = None
+    if fabric.is_global_zero:
+        try:
+            decision = decide()
+        except UserError as refusal:  # sent too, or the others would wait for ever
+            decision = refusal
+    decision = fabric.broadcast(decision)
+    if isinstance(decision, UserError):
+        raise decision
+    return decision
+
+
+def _what_is_kept(run: Path, interrupt: KeyboardInterrupt) -> str:
+    """What to tell of a run that Ctrl-C or SIGTERM ended."""
+    from ..training.checkpoint import furthest
+    from ..training.loop import Stopped
+
+    if isinstance(interrupt, Stopped):
+        return f"stopped and saved; go on with: omnilatent train --resume {run}"
+    last = furthest(run)
+    kept = f"the last checkpoint, {last}, is kept; go on" if last else "nothing was saved yet; begin again"
+    return f"stopped at once; {kept} with: omnilatent train --resume {run}"
 
 
 def _recipe_config(recipe: str) -> Any:
@@ -177,4 +218,4 @@ def _recipe_config(recipe: str) -> Any:
 def _what_it_learns(options: TrainOptions[Any]) -> TrainOptions[Any]:
     """The options without those that a resumed run may change."""
     neutral = dataclasses.replace(options.config, run=None, checkpointing=False)
-    return dataclasses.replace(options, config=neutral, val=None, out=None)
+    return dataclasses.replace(options, config=neutral, out=None)

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from .evaluation import EvaluationImages
     from .images import IMAGE_SUFFIXES, MAX_PIXELS, UnreadableImage, read_image, resize_and_crop
     from .photos import demo_photos
+    from .protocols import ImageSource
     from .samples import Sample, TrainingImages
     from .skipped import SkippedLog
-    from .sources import ImageSource, open_images
+    from .sources import open_images
     from .splits import split, subset
     from .structured import structured_image
     from .training import Batch, batches
@@ -31,7 +32,7 @@ _PUBLIC = {
     "UnreadableImage": "images",
     "read_image": "images",
     "resize_and_crop": "images",
-    "ImageSource": "sources",
+    "ImageSource": "protocols",
     "open_images": "sources",
     "demo_photos": "photos",
     "split": "splits",

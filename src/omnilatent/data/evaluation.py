@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .images import UnreadableImage, resize_and_crop
-from .sources import ImageSource
+from .protocols import ImageSource
 
 
 class EvaluationImages:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import UserError
 from .images import UnreadableImage
 from .keyed import EpochOrder, below, draws, unit
-from .sources import ImageSource
+from .protocols import ImageSource
 
 
 @dataclass(frozen=True)

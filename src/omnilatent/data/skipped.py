@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -45,7 +44,3 @@ class SkippedLog:
         with self.path.open("a", encoding="ascii") as log:  # JSON escapes everything else, stray bytes included
             log.write(json.dumps({"file": file, "reason": reason}) + "\n")
         return True
-
-    def extend(self, rows: Iterable[tuple[str, str]]) -> int:
-        """List several (file, reason), as `Batch.skipped` has them. Returns how many are new."""
-        return sum([self.add(file, reason) for file, reason in rows])

@@ -1,6 +1,5 @@
 """DATA → images: one kind of argument everywhere.
 
-- `ImageSource`: what every source of images offers.
 - `open_images`: a folder, an image, tars, a list or pattern of these, `synthetic` or `photos`.
 - `JoinedImages`: several sources one after the other. (Parts of one: `split` and `subset`, splits.py.)
 """
@@ -12,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -21,25 +19,12 @@ from .folders import ImageFiles, list_files
 from .images import IMAGE_SUFFIXES, MAX_PIXELS
 from .patterns import paths_of
 from .photos import demo_photos
-from .splits import StoredImages, split, subset
+from .protocols import ImageSource, StoredImages
+from .splits import split
 from .structured import StructuredImages
 from .tars import COMPRESSED, TarImages, refuse_compressed
 
-__all__ = ["ImageSource", "JoinedImages", "open_images", "split", "subset"]
-
-
-class ImageSource(Protocol):
-    """A sequence of images. It holds no open file, so it can be pickled and shared with forked workers."""
-
-    name: str  # what a report calls it
-
-    def __len__(self) -> int: ...
-
-    def key(self, i: int) -> str:
-        """Unique: the path relative to the folder, or "shard.tar/member.jpg"."""
-
-    def read(self, i: int) -> np.ndarray:
-        """uint8 `(h, w, 3)` RGB; raises `UnreadableImage`."""
+__all__ = ["ImageSource", "JoinedImages", "open_images", "split"]
 
 
 def open_images(data: str | Path, max_pixels: int = MAX_PIXELS) -> ImageSource:

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
 from ..errors import UserError
 from .keyed import draws, unit
-
-if TYPE_CHECKING:
-    from .sources import ImageSource
+from .protocols import ImageSource, StoredImages
 
 _TAIL = 4096  # bytes: the end of a compressed picture differs where its header and size do not
 
@@ -44,17 +41,6 @@ class _StoredSubset(_Subset):
 
     def stored_digest(self, i: int, tail: int | None = None) -> bytes:
         return self._source.stored_digest(int(self._indices[i]), tail)  # type: ignore[attr-defined]
-
-
-@runtime_checkable
-class StoredImages(Protocol):
-    """What a source of files offers besides `ImageSource`, so that copies are found without decoding."""
-
-    def stored_size(self, i: int) -> int:
-        """Bytes of the file."""
-
-    def stored_digest(self, i: int, tail: int | None = None) -> bytes:
-        """SHA-256 of its last `tail` bytes, or of all of it."""
 
 
 def subset(source: ImageSource, indices: Iterable[int], name: str | None = None) -> ImageSource:

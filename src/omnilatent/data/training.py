@@ -1,6 +1,5 @@
 """Batches for training, decoded in worker processes.
 
-- `TrainingImages`: the samples that they are made of (samples.py).
 - `Batch`: what one process gets for one step.
 - `batches`: the steps from `start` to `stop`; the same batches for any number of workers, and the ranks together
   see what one process with the whole batch would see.
@@ -26,8 +25,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
 from .samples import TrainingImages
-
-__all__ = ["Batch", "TrainingImages", "batches"]
 
 
 @dataclass(frozen=True)

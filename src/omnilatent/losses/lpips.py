@@ -2,7 +2,6 @@
 Metric", arXiv 1801.03924, version 0.1 of the linear heads).
 
 - `LPIPS`: the distance of two batches of images, one number a pair; frozen, differentiable in the images.
-- `lpips_available`: None, or the sentence that says which file is missing.
 - `NETWORKS`: the backbones' layers, tapped layers and published weight files.
 
 The backbones are torchvision's VGG16 and AlexNet, written out as plain layers under the same key names so that its
@@ -73,11 +72,6 @@ NETWORKS: dict[str, Network] = {
         file=NetworkFile("alexnet-owt-7be5be79.pth", _PUBLISHED + "alexnet-owt-7be5be79.pth", "LPIPS (alex)"),
     ),
 }
-
-
-def lpips_available(net: NetworkName) -> str | None:
-    """None where LPIPS can be had, else the sentence that says which file to fetch and where to put it."""
-    return NETWORKS[net].file.missing()
 
 
 class LPIPS(nn.Module):

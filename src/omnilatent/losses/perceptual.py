@@ -22,11 +22,11 @@ Perceptual = Literal["none", "lpips", "laplacian"]
 LEVELS = 4  # the coarsest part of a 256² image is then 16²
 
 
-def perceptual_loss(name: Perceptual) -> Callable[[Tensor, Tensor], Tensor]:
+def perceptual_loss(name: Perceptual) -> Callable[[Tensor, Tensor], Tensor] | None:
     """The loss `(x, y) → (b,)` of a name; images `(b, 3, h, w)` in [0, 1].
 
     Returns:
-        `lpips` is an `nn.Module`, LPIPS with VGG16: move it to the images' device. The others are functions.
+        `lpips` is an `nn.Module`, LPIPS with VGG16: move it to the images' device. `laplacian` is a function, `none` is None.
 
     Raises:
         UserError: there is no such loss.
@@ -34,7 +34,7 @@ def perceptual_loss(name: Perceptual) -> Callable[[Tensor, Tensor], Tensor]:
             to fetch.
     """
     if name == "none":
-        return _nothing
+        return None
     if name == "laplacian":
         return partial(laplacian_pyramid_l1, levels=LEVELS)
     if name == "lpips":
@@ -92,8 +92,3 @@ def _expand(coarse: Tensor, like: Tensor) -> Tensor:
     sparse[..., ::2, ::2] = coarse
     known[..., ::2, ::2] = 1
     return _blur(sparse) / _blur(known)
-
-
-def _nothing(x: Tensor, y: Tensor) -> Tensor:
-    """No perceptual loss: zeros `(b,)`."""
-    return torch.zeros(len(x), device=x.device)

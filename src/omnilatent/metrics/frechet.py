@@ -3,7 +3,6 @@
 - `InceptionFeatures`: the TensorFlow-ported Inception of torch-fidelity, for rFID (Heusel et al. 2017).
 - `DinoFeatures`: DINOv2 ViT-L/14, for FD-DINOv2 (Stein et al. 2023, arXiv 2306.04675).
 - `inception_available`, `dino_available`: None, or the sentence that says what to install or fetch.
-- `frechet_distance`, `RunningMoments`: from moments.py.
 
 A Fréchet distance over N images is biased upwards, the more so the fewer they are, and is compared only at equal N.
 """
@@ -21,10 +20,6 @@ from torch import Tensor, nn
 from ..errors import UserError, library
 from ..hub import read_json
 from ..losses.weight_files import VARIABLE, MissingNetwork, NetworkFile, folders, read_state_dict
-from .moments import RunningMoments, frechet_distance
-
-__all__ = ["DinoFeatures", "InceptionFeatures", "RunningMoments", "dino_available", "frechet_distance",
-           "inception_available"]
 
 INCEPTION = NetworkFile(
     "weights-inception-2015-12-05-6726825d.pth",

@@ -3,12 +3,13 @@
 - `ieee_float32`: no TF32 inside. A GPU rounds the operands of float32 convolutions to 10 bits by default, and
   figures should not depend on the device: SSIM and VIF subtract squares of means from means of squares, which would
   not survive it.
+- `as_stated`: the same for a codec that is said to run in float32; other types run as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -25,3 +26,8 @@ def ieee_float32() -> Iterator[None]:
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
+
+
+def as_stated(dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Where a codec of this type runs for a figure of quality: what is called float32 is IEEE float32."""
+    return ieee_float32() if dtype == torch.float32 else nullcontext()

@@ -2,10 +2,10 @@
 
 - `evaluate`: a codec and images → an `Evaluation`, and a few pictures to look at.
 - `Picture`: an image beside its reconstruction.
-- `METRICS`, `MetricInfo`: from catalogue.py.
 
 Originals are rounded to 8 bits and encoded; the posterior's mode is decoded, clamped and rounded to 8 bits; every
-judge sees these two pictures. The figures' conditions are stored with them.
+judge sees these two pictures. A float32 codec runs without TF32, except where its speed is measured. The figures'
+conditions are stored with them.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ from torch import Tensor
 from .. import __version__
 from ..errors import UserError, is_out_of_memory
 from ..latent import Codec, Codes, Latent
-from .catalogue import METRICS, MetricInfo, choose
+from .catalogue import choose
 from .codebooks import CodebookUsage
 from .health import latent_health
 from .judges import open_judges
 from .pixel import to_8bit
+from .precision import as_stated
 from .results import Evaluation, Figure
 from .speed import measure_speed
 
 if TYPE_CHECKING:
     from ..data.evaluation import EvaluationImages
-
-__all__ = ["METRICS", "MetricInfo", "Picture", "evaluate"]
 
 PROTOCOL = (
     "Originals resized and cropped as the data says and rounded to 8 bits; posterior mode; output clamped and rounded "
@@ -65,7 +64,7 @@ def evaluate(
         codec: one that decodes, where it shall run and in the dtype to be measured.
         images: what to reconstruct. A codec of one channel gets their luma (Rec. 601).
         batch_size: images at a time, at most.
-        metrics: keys of `METRICS`; by default all that apply.
+        metrics: keys of catalogue.py's `METRICS`; by default all that apply.
         seed: of what is random in the latent health.
         keep: so many pictures to return, spread evenly over the set: the same for every codec.
         health: measure the latent health, on 16 images of at most 256², on a CPU on 4 of at most 128².
@@ -121,7 +120,8 @@ def evaluate(
         per_image={name: judge.values for name, judge in judges.items() if judge.values},
     )
     if health:
-        evaluation.health = latent_health(codec, samples, seed, **setting)
+        with as_stated(codec.dtype):
+            evaluation.health = latent_health(codec, samples, seed, **setting, batch_size=min(batch_size, 4))
         if progress:
             progress(len(images) + 1, steps)
     if speed and {"encode_ips", "decode_ips"} & set(chosen):
@@ -138,8 +138,9 @@ def evaluate(
 def _reconstruct(codec: Codec, original: Tensor, names: list[str]) -> tuple[Latent, Tensor]:
     """Encode and decode one batch; the pictures are clamped and on the 8-bit grid."""
     try:
-        latent = codec.encode(original)
-        decoded = codec.decode(latent)
+        with as_stated(codec.dtype):
+            latent = codec.encode(original)
+            decoded = codec.decode(latent)
     except (RuntimeError, MemoryError) as failure:
         if not is_out_of_memory(failure):
             raise
@@ -191,7 +192,8 @@ def _size_figures(codec: Codec, books: int) -> dict[str, Figure]:
     return {
         "bits_per_pixel": Figure(codec.spec.bits_per_pixel() * max(1, books)),
         "parameters": Figure(float(codec.parameter_count())),
-        "weights_mb": Figure(sum(p.numel() * p.element_size() for p in codec.module.parameters()) / 1e6),
+        "weights_mb": Figure(sum(p.numel() * p.element_size() for p in codec.module.parameters()) / 1e6,
+                             note=f"counted in {_dtype(codec)}"),
     }
 
 

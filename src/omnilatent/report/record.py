@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import UserError
-from ..hub import is_disk_full, read_json
+from ..errors import UserError, is_disk_full
+from ..hub import read_json
 from ..metrics.results import Evaluation, Figure
 
 FORMAT = 1  # of report.json; raise it when an older reader would misread what is written

@@ -1,5 +1,9 @@
 """Saving a run so that a kill at any instant loses nothing but the steps since the last checkpoint.
 
+- `save_checkpoint`, `prune`, `checkpoints`: write one, keep the newest, list them.
+- `resume_point`, `furthest`, `load_state`: find the one to go on from, and read it.
+- `remove_beyond`: what a run that goes on from an earlier checkpoint leaves behind.
+
 A run's folder holds `run.json` (the resolved configuration), `step-N/` (newest `keep`), `best/`, `final/`,
 `log.jsonl`, `skipped.jsonl`, `samples/` and TensorBoard's events. A `step-N/` and `final/` hold the exported
 model and `state.pt`, what resuming needs.
@@ -7,6 +11,7 @@ model and `state.pt`, what resuming needs.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,11 @@ from .task import Task
 def save_checkpoint(
     folder: Path, task: Task, state: dict[str, Any] | None, figures: dict[str, float], step: int
 ) -> None:
-    """Write the exported model and, where given, the training state as `folder`, whole or not at all."""
+    """Write the exported model and, where given, the training state as `folder`, whole or not at all.
+
+    Args:
+        figures: measured on the very weights that are exported; empty where these were not measured.
+    """
     with new_folder(folder) as temporary:
         task.export(temporary, figures, step)
         if state is not None:
@@ -47,6 +56,8 @@ def step_of(folder: Path) -> int:
 def resume_point(path: Path) -> Path | None:
     """The checkpoint folder to go on from: the one named, else the furthest of the run; None before the first save.
 
+    It tidies the run up after a kill, so of several processes only one may call it.
+
     Raises:
         UserError: the folder named holds no training state.
     """
@@ -67,10 +78,39 @@ def furthest(run: Path) -> Path | None:
     return newest[0] if newest and step_of(newest[0]) > load_state(final, mapped=True)["step"] else final
 
 
-def load_state(folder: Path, device: torch.device | str = "cpu", mapped: bool = False) -> dict[str, Any]:
-    """Read a checkpoint's `state.pt` without running any code in it; `mapped` leaves its tensors on the disk."""
+def remove_beyond(run: Path, start: int) -> list[str]:
+    """Remove the checkpoints of a run that lie beyond step `start`: they belong to a branch that is given up.
+
+    best/ and final/ state their step in config.json, as `training.step`; one that states none is left alone.
+
+    Returns:
+        The names of what was removed.
+    """
+    beyond = [folder for folder in checkpoints(run) if step_of(folder) > start]
+    beyond += [folder for name in ("best", "final") if _stated_step(folder := run / name) > start]
+    for folder in beyond:
+        doomed = run / f".writing-{folder.name}-removed"  # a name that `restore_interrupted` clears after a kill
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    return [folder.name for folder in beyond]
+
+
+def _stated_step(folder: Path) -> int:
     try:
-        return torch.load(folder / "state.pt", map_location=device, weights_only=True, mmap=mapped)
+        return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def load_state(folder: Path, mapped: bool = False) -> dict[str, Any]:
+    """Read a checkpoint's `state.pt` without running any code in it; `mapped` leaves its tensors on the disk.
+
+    The tensors are on the CPU: a model or an optimiser that loads them copies them to its device, except the step
+    counters of AdamW, which must stay on the CPU, or every step would wait for the GPU.
+    """
+    try:
+        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as failure:
         raise UserError(f"{folder / 'state.pt'} cannot be read ({type(failure).__name__}): resume from an earlier "
                         "step-N/ of the run.") from failure

@@ -33,7 +33,7 @@ class RunConfig:
     deterministic: bool = False
     """Bit-equal repetition on a GPU, slower."""
     workers: int = -1
-    """Processes that decode images; -1: as many as there are cores, at most 16; 0: none."""
+    """Processes that decode images; -1: this process's share of the cores, at most 16; 0: none."""
     save_every: int = 1_000
     """Steps between checkpoints."""
     keep: int = 2

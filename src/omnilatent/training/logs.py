@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from types import TracebackType
@@ -43,9 +44,13 @@ class RunLog:
             temporary.unlink(missing_ok=True)
 
     def write(self, step: int, numbers: dict[str, float], part: str) -> None:
-        """Log the numbers of `part` ("train" or "validation") after `step` optimiser steps."""
+        """Log the numbers of `part` ("train" or "validation") after `step` optimiser steps.
+
+        One that is not finite becomes null in the log, since JSON has no word for it.
+        """
+        row = {"step": step, "part": part, **{k: v if math.isfinite(v) else None for k, v in numbers.items()}}
         with self.file.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"step": step, "part": part, **numbers}) + "\n")
+            handle.write(json.dumps(row, allow_nan=False) + "\n")
         for name, value in numbers.items():
             self.board.add_scalar(f"{part}/{name}", value, step)
 

@@ -2,6 +2,7 @@
 
 - `launch_fabric`: device, precision and processes from a `RunConfig`; torchrun's variables are honoured.
 - `train`: the loop itself.
+- `Stopped`: how it ends when it was asked to stop and has saved.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ..errors import library
 from ..hub import choose_device
-from .checkpoint import load_state, prune, save_checkpoint
+from .checkpoint import load_state, prune, remove_beyond, save_checkpoint
 from .config import RunConfig
 from .finite import check_finite
 from .logs import RunLog, progress_bar
@@ -29,6 +30,14 @@ from .task import Logged, Task
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop, and has saved the step in hand as `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
 
 
 def launch_fabric(config: RunConfig) -> Fabric:
@@ -60,41 +69,48 @@ def train(
     """Train `task` for `config.steps` steps into the folder `run`.
 
     Args:
-        resume: a checkpoint folder to go on from.
-        quiet: no progress bar.
+        resume: a checkpoint folder to go on from; what the run holds beyond its step is removed.
+        quiet: no progress bar, no line about what was removed.
 
     Returns:
         The figures of the last validation.
 
     Raises:
         UserError: a loss is not finite, memory or the disk is full; the sentence names what was kept and what helps.
-        KeyboardInterrupt: after Ctrl-C, once the step in hand is finished and saved.
+        Stopped: after Ctrl-C or SIGTERM, once the step in hand is finished and saved.
+        KeyboardInterrupt: after a second Ctrl-C, at once.
     """
     for seed in (torch.manual_seed, random.seed, np.random.seed):
         seed(config.seed)
     task.setup(fabric)
-    start, best, figures = 0, -math.inf, {}
-    state = load_state(resume, fabric.device) if resume is not None else None
-    if state is not None:
-        task.load_state(state["task"])
-        start, best, figures = state["step"], state["best"], state["figures"]
-    main = fabric.is_global_zero
+    before: dict[str, Any] = {"step": 0, "best": -math.inf, "figures": {}}
+    if resume is not None:
+        before = load_state(resume)
+        task.load_state(before.pop("task"))  # popped, so that no second copy of the weights stays in memory
+    main, start, figures = fabric.is_global_zero, before["step"], before["figures"]
+    if main and resume is not None and start < config.steps:
+        removed = remove_beyond(run, start)
+        if removed and not quiet:
+            print(f"going on from step {start}; removed what lay beyond it: {', '.join(removed)}", flush=True)
+    best = before["best"] if (run / "best").exists() else -math.inf  # a figure without its weights is worth nothing
     healthy = torch.zeros((), device=fabric.device)  # turns NaN or infinite with the first such loss
 
-    def save(folder: Path, step: int) -> None:
+    def save(folder: Path, step: int, measured: bool) -> None:
         learned = task.state()
         check_finite(healthy, step, run, learned)
-        state = {"task": learned, "step": step, "best": best, "figures": figures, "random": _random_state(fabric)}
+        state = {"task": learned, "step": step, "best": best, "figures": figures, "random": _random_state(fabric),
+                 "scaler": _scaler_state(fabric)}
         if main:
-            save_checkpoint(folder, task, state, figures, step)
+            save_checkpoint(folder, task, state, figures if measured else {}, step)
             prune(run, config.keep)
         fabric.barrier()
 
     logging = RunLog(run, start) if main else nullcontext()
     with logging as log, progress_bar(main and not quiet) as bar, _stop_after_this_step() as stop:
         row = bar.add_task(run.name, total=config.steps, completed=start, numbers="")
-        if state is not None:  # this late, since libraries draw random numbers while they start
-            _load_random_state(state["random"], fabric)
+        if resume is not None:  # this late, since libraries draw random numbers while they start
+            _load_random_state(before["random"], fabric)
+            _load_scaler_state(before["scaler"], fabric)
         batches = task.batches(start, config.steps)
         for position in range(start, config.steps):
             logged = step_within_memory(task, next(batches), position, config, fabric.world_size)
@@ -107,7 +123,8 @@ def train(
                 bar.update(row, numbers=" ".join(f"{k} {v:.4g}" for k, v in list(numbers.items())[:3]))
                 if log:
                     log.write(step, numbers, "train")
-            if step % config.validate_every == 0 or last:
+            measured = step % config.validate_every == 0 or last
+            if measured:
                 check_finite(healthy, step, run, task.state())
                 figures = task.validate()
                 picture = task.samples()
@@ -120,17 +137,17 @@ def train(
                     if main:
                         save_checkpoint(run / "best", task, None, figures, step)
             if last:
-                save(run / "final", step)
+                save(run / "final", step, measured)
                 break
             stopping = _agreed(stop, step, config, fabric)
             if step % config.save_every == 0 or stopping:
-                save(run / f"step-{step}", step)
+                save(run / f"step-{step}", step, measured)
             if stopping:
-                raise KeyboardInterrupt
+                raise Stopped(run / f"step-{step}")
     return figures
 
 
-def _agreed(stop: list[bool], step: int, config: RunConfig, fabric: Fabric) -> bool:
+def _agreed(stop: list[int], step: int, config: RunConfig, fabric: Fabric) -> bool:
     """Whether to stop now; several processes ask each other at the steps that log, so that all save the same step."""
     if fabric.world_size == 1:
         return bool(stop)
@@ -146,14 +163,17 @@ def _averaged(logged: Logged, fabric: Fabric) -> dict[str, float]:
 
 
 @contextmanager
-def _stop_after_this_step() -> Iterator[list[bool]]:
-    """Yield a list that becomes non-empty with the first Ctrl-C or SIGTERM; a second Ctrl-C stops at once."""
-    stop: list[bool] = []
+def _stop_after_this_step() -> Iterator[list[int]]:
+    """Yield a list that becomes non-empty with the first Ctrl-C or SIGTERM; only a second Ctrl-C stops at once.
+
+    Schedulers and torchrun may send SIGTERM more than once, or after the terminal's Ctrl-C: that is still one wish.
+    """
+    stop: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
-        if stop:
+        if number == signal.SIGINT and number in stop:
             raise KeyboardInterrupt
-        stop.append(True)
+        stop.append(number)
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -168,7 +188,7 @@ def _stop_after_this_step() -> Iterator[list[bool]]:
 
 
 def _random_state(fabric: Fabric) -> dict[str, Any]:
-    """The global generators and the loss scaler; tasks draw from generators keyed by position instead."""
+    """The global generators; tasks draw from generators keyed by position instead."""
     version, keys, index, has_gauss, gauss = np.random.get_state()
     kind, words, normal = random.getstate()
     state: dict[str, Any] = {
@@ -177,20 +197,26 @@ def _random_state(fabric: Fabric) -> dict[str, Any]:
     }
     if fabric.device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(fabric.device)
-    scaler = getattr(fabric._precision, "scaler", None)
-    if scaler is not None:
-        state["scaler"] = scaler.state_dict()
     return state
 
 
 def _load_random_state(state: dict[str, Any], fabric: Fabric) -> None:
-    torch.set_rng_state(state["torch"].cpu())
+    torch.set_rng_state(state["torch"])
     kind, words, normal = state["python"]
     random.setstate((kind, tuple(words), normal))
     version, keys, index, has_gauss, gauss = state["numpy"]
-    np.random.set_state((version, keys.cpu().numpy().astype(np.uint32), index, has_gauss, gauss))
+    np.random.set_state((version, keys.numpy().astype(np.uint32), index, has_gauss, gauss))
     if "cuda" in state and fabric.device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"].cpu(), fabric.device)
+        torch.cuda.set_rng_state(state["cuda"], fabric.device)
+
+
+def _scaler_state(fabric: Fabric) -> dict[str, Any] | None:
+    """The loss scaler's, which only fp16 has."""
     scaler = getattr(fabric._precision, "scaler", None)
-    if scaler is not None and "scaler" in state:
-        scaler.load_state_dict(state["scaler"])
+    return None if scaler is None else scaler.state_dict()
+
+
+def _load_scaler_state(state: dict[str, Any] | None, fabric: Fabric) -> None:
+    scaler = getattr(fabric._precision, "scaler", None)
+    if scaler is not None and state is not None:
+        scaler.load_state_dict(state)
