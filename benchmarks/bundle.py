@@ -44,7 +44,8 @@ def main(options: Bundle) -> None:
 
     def write(card: str) -> None:
         with hub.new_folder(options.out) as folder:
-            hub.write_model(folder, saved["kind"], saved["model"], LatentSpec.from_json(saved["spec"]), half, card, **more)
+            spec = LatentSpec.from_json(saved["spec"])
+            hub.write_model(folder, saved["kind"], saved["model"], spec, half, card, **more)
 
     write("")
     rows = []
@@ -60,7 +61,8 @@ def main(options: Bundle) -> None:
         "---\nlicense: other\nlicense_name: mit-trained-on-imagenet\nlibrary_name: omnilatent\n---\n"
         f"# {recipe}\n\n"
         f"Image autoencoder, f{codec.spec.downsampling}, {codec.spec.channels} channels, "
-        f"{codec.parameter_count():,} parameters, stored as fp16. Trained for {steps:,} steps on {options.trained_on}.\n\n"
+        f"{codec.parameter_count():,} parameters, stored as fp16. "
+        f"Trained for {steps:,} steps on {options.trained_on}.\n\n"
         "Measured on the fp16 file as loaded (fp32 arithmetic, posterior mode, 8 bits):\n\n"
         "| images | N | PSNR dB | SSIM | MS-SSIM | VIF | high-frequency power |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n" + "\n".join(rows) + "\n\n"

@@ -213,7 +213,9 @@ class Answers(BaseHTTPRequestHandler):
             self.server.repositories.setdefault(name, {})
             self.answer({"url": f"{self.server.address}/{name}"})
         elif path == "/api/validate-yaml":
-            self.answer({"warnings": [], "errors": []})
+            head = lines[0]["content"].split("---")[1]
+            made_up = [{"message": '"license" must be one of apache-2.0, mit, other'}] if "license: our own" in head else []
+            self.answer({"warnings": [], "errors": made_up}, 400 if made_up else 200)
         elif path.endswith("/preupload/main"):
             self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
                                    for f in lines[0]["files"]]})
@@ -358,6 +360,18 @@ def test_what_was_to_be_private_does_not_become_public(
     assert server.repositories["me/open"] == {}
     server.private.add("me/open")
     assert main([*push, "--private"]) == 0 and "config.json" in server.repositories["me/open"]
+
+
+def test_a_card_that_the_hub_refuses(
+    model: Path, server: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    folder = shutil.copytree(model, tmp_path / "mine")
+    (folder / "README.md").write_text("---\nlicense: our own\n---\n# Mine\n", encoding="utf-8")
+    refused = sentence(capsys, "push", str(folder), "me/x", "--endpoint", server.address)
+    assert refused.startswith(f"omnilatent: The hub refused the README.md of {folder} (") and "license" in refused
+    assert not server.repositories.get("me/x")
 
 
 def test_push_without_a_network(model: Path, server: Hub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -259,3 +259,18 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
     sentence = r"^nobody/nothing is no path here, and the hub could not be reached .*: fetch its config\.json and diffu"
     with pytest.raises(UserError, match=sentence):
         hub.load(name)
+
+
+def test_a_cards_licence(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    assert hub.card_licence(tmp_path) == "not stated"
+    card.write_text("---\nlicense: mit\n---\nLicence: something else.\n", encoding="utf-8")
+    assert hub.card_licence(tmp_path) == "mit"
+    card.write_text("---\nlicense: other\n---\nLicence: MIT, photos of others.\n", encoding="utf-8")
+    assert hub.card_licence(tmp_path) == "MIT, photos of others"
+
+
+@pytest.mark.parametrize("name", ["", "label:", "/dev/null"])
+def test_names_of_nothing(name: str) -> None:
+    with pytest.raises(UserError, match="is empty|is not a model"):
+        hub.load(name)

@@ -106,7 +106,7 @@ def assert_equal(a: object, b: object, where: str) -> None:
 
 def assert_same_run(run: Path, reference: Path) -> None:
     for part in ("final", "best"):
-        assert_equal(load_file(run / part / "model.safetensors"), load_file(reference / part / "model.safetensors"), part)
+        assert_equal(*(load_file(r / part / "model.safetensors") for r in (run, reference)), part)
     states = [torch.load(r / "final" / "state.pt", weights_only=True) for r in (run, reference)]
     assert {"model", "ema", "optimizer", "disc", "disc_optimizer"} <= states[0]["task"].keys()
     assert_equal(*states, "state")
@@ -144,8 +144,10 @@ def test_killed_at_twenty_moments_ends_bit_equal(
         assert len((run / "skipped.jsonl").read_text().splitlines()) == 1
 
 
-def test_ctrl_c_saves_the_step_in_hand(server: ForkServer, photos: Path, undisturbed: tuple[Path, float], tmp_path: Path) -> None:
-    reference, seconds = undisturbed
+def test_ctrl_c_saves_the_step_in_hand(
+    server: ForkServer, photos: Path, undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
+    reference, _ = undisturbed
     run = tmp_path / "run"
     argv = [*command(photos, run, 0), "--save-every", "1000"]
     server.process.stdin.write(json.dumps({"argv": argv, "fault": None}) + "\n")
@@ -158,4 +160,4 @@ def test_ctrl_c_saves_the_step_in_hand(server: ForkServer, photos: Path, undistu
     assert os.waitstatus_to_exitcode(status) == 130
     assert len(list(run.glob("step-*"))) == 1
     assert server.run(["train", "--resume", str(run)]) == 0
-    assert_equal(load_file(run / "final" / "model.safetensors"), load_file(reference / "final" / "model.safetensors"), "final")
+    assert_equal(*(load_file(r / "final" / "model.safetensors") for r in (run, reference)), "final")

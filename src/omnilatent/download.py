@@ -30,7 +30,8 @@ def fetch(repository: str) -> Path:
     try:
         for folder in ("", "vae/"):
             try:
-                huggingface_hub.hf_hub_download(repository, f"{folder}config.json")
+                huggingface_hub.hf_hub_download(
+                    repository, f"{folder}config.json", local_files_only=unreachable is not None)
             except LocalEntryNotFoundError as failure:  # without a network the other folder may still be in the cache
                 unreachable = failure
                 continue

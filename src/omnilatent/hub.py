@@ -72,14 +72,15 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         UserError: the name is none of these, its format is not recognised, its weights are pickles, or the hub
             cannot be reached (the sentence says which file to fetch where).
     """
-    import torch
-
     label, target = split_label(str(name))
     if target in WEIGHTLESS and not Path(target).exists():
-        codec = open_kind(WEIGHTLESS[target], Path(target), target)
+        path, kind = Path(target), WEIGHTLESS[target]
     else:
         path = locate(target)
-        codec = open_kind(recognise(path), path, target)
+        kind = recognise(path)
+    import torch  # only now: a wrong name is answered at once
+
+    codec = open_kind(kind, path, target)
     codec.label = label or codec.label
     return codec.to(device, dtype or torch.float32)
 
@@ -123,6 +124,8 @@ def bundled_names() -> list[str]:
 
 def locate(target: str) -> Path:
     """The folder or file that a NAME stands for, fetched from the hub if it is a hub id."""
+    if not target:
+        raise UserError("The name of a codec is empty: give a path, a bundled model or a hub id.")
     path = Path(target).expanduser()
     if path.exists():
         return _newest_part(path)
@@ -167,12 +170,13 @@ def recognise(path: Path) -> str:
                 f"{path} is a pickle, which can run code when loaded: convert it to .safetensors "
                 "(safetensors.torch.save_file of its state_dict) and give that file."
             )
+    if not path.is_dir():
         raise UserError(f"{path} is not a model: give a .safetensors file or a folder with a config.json.")
     if (path / "config.json").exists():
         config = read_json(path / "config.json")
         if "omnilatent" in config:
             return read_config(path)["kind"]
-        if "_class_name" in config:
+        if isinstance(config.get("_class_name"), str):
             return "diffusers"
     if (path / "vae" / "config.json").exists():
         return "diffusers"
@@ -303,9 +307,11 @@ def file_hash(*paths: Path) -> str:
 
 
 def card_licence(folder: Path) -> str:
-    """The `license:` line of a folder's README.md front matter, else "not stated"."""
+    """What a folder's README.md says of its licence: `license:` of its head, where that is "other" the sentence after
+    `Licence:`; else "not stated"."""
     readme = folder / "README.md"
-    match = re.search(r"^license:\s*(.+)$", readme.read_text(encoding="utf-8"), re.M) if readme.exists() else None
-    return match.group(1).strip() if match else "not stated"
-
-
+    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    head = re.search(r"^license:\s*(.+)$", text, re.M)
+    sentence = re.search(r"^Licence: (.+)$", text, re.M)
+    found = sentence if sentence and head and head.group(1).strip() == "other" else head
+    return found.group(1).strip().removesuffix(".") if found else "not stated"

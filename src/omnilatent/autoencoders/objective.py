@@ -73,8 +73,8 @@ class Objective:
     def last_layer(self, out: Reconstruction, pull: Pull) -> Tensor:
         """The gradients `(2, …)` that the last layer's weight would receive from either side of the pull."""
         shape, gain = self.model.last_layer.shape, self.model.output_gain
-        features = out.features.detach()
-        return torch.stack([gain * last_layer_gradient(features, shape, g) for g in (pull.reconstruction, pull.adversarial)])
+        features, sides = out.features.detach(), (pull.reconstruction, pull.adversarial)
+        return torch.stack([gain * last_layer_gradient(features, shape, side) for side in sides])
 
     def weight(self, last_layer: Tensor) -> Tensor:
         """The adversarial weight, from the last layer's gradients of this process's whole batch."""

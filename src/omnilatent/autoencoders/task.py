@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from ..data.evaluation import EvaluationImages
 from ..data.overlap import repeated
-from ..data.sources import ImageSource, open_images, split
+from ..data.protocols import ImageSource
+from ..data.sources import open_images
+from ..data.splits import split
 from ..data.training import Batch, TrainingImages, batches
 from ..errors import UserError
 from ..hub import load, write_model

@@ -82,8 +82,11 @@ def _fine_tune(options: Demo, training: ImageSource, held_out: ImageSource) -> P
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
     fabric = launch_fabric(config.run)
-    task = AutoencoderTask(config, training, held_out, lambda file, reason: print(f"skipped {file}: {reason}"), BASE, "encoder",
-                           command="omnilatent demo")
+
+    def skipped(file: str, reason: str) -> None:
+        print(f"skipped {file}: {reason}")
+
+    task = AutoencoderTask(config, training, held_out, skipped, BASE, "encoder", command="omnilatent demo")
     print(f"fine-tuning {BASE} on {fabric.device}, {task}", flush=True)
     train(task, config.run, run, fabric)
     return run / "final"

@@ -73,6 +73,12 @@ def push(name: str, repository: str, private: bool = False, endpoint: str | None
         status = failure.response.status_code if failure.response is not None else 0
         remedy = {401: "log in with 'hf auth login'", 403: "use a token that may write there"}.get(status, "try again")
         raise UserError(f"The hub refused the upload to {repository} (HTTP {status}): {remedy}.") from failure
+    except UserError:
+        raise
+    except ValueError as failure:  # what the hub says of the card's head
+        reason = str(failure).splitlines()[-1].strip()
+        raise UserError(f"The hub refused the README.md of {folder} ({reason}): mend its head, most often the line "
+                        "license:, and repeat the command.") from failure
     except (OSError, HTTPError) as failure:  # offline mode is a ConnectionError
         reason = type(failure).__name__
         raise UserError(f"The hub {api.endpoint} could not be reached ({reason}): check the network.") from failure

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from .sources import ImageSource
+from .protocols import ImageSource
 
 
 def repeated(held_out: ImageSource, training: ImageSource) -> int:

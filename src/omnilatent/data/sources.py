@@ -20,11 +20,8 @@ from .images import IMAGE_SUFFIXES, MAX_PIXELS
 from .patterns import paths_of
 from .photos import demo_photos
 from .protocols import ImageSource, StoredImages
-from .splits import split
 from .structured import StructuredImages
 from .tars import COMPRESSED, TarImages, refuse_compressed
-
-__all__ = ["ImageSource", "JoinedImages", "open_images", "split"]
 
 
 def open_images(data: str | Path, max_pixels: int = MAX_PIXELS) -> ImageSource:

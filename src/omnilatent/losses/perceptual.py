@@ -26,7 +26,8 @@ def perceptual_loss(name: Perceptual) -> Callable[[Tensor, Tensor], Tensor] | No
     """The loss `(x, y) → (b,)` of a name; images `(b, 3, h, w)` in [0, 1].
 
     Returns:
-        `lpips` is an `nn.Module`, LPIPS with VGG16: move it to the images' device. `laplacian` is a function, `none` is None.
+        `lpips` is an `nn.Module`, LPIPS with VGG16: move it to the images' device. `laplacian` is a function, `none`
+        is None.
 
     Raises:
         UserError: there is no such loss.
