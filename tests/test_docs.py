@@ -229,4 +229,4 @@ def test_a_kept_report_names_places_of_the_project(here: Path) -> None:
 
 
 def test_the_picture_is_small() -> None:
-    assert os.path.getsize(ROOT / "docs" / "report.png") <= 300_000
+    assert os.path.getsize(ROOT / "docs" / "report.jpg") <= 300_000

@@ -443,8 +443,9 @@ class Interrupted(OneWeight):
     [signal.SIGINT], [signal.SIGTERM], [signal.SIGTERM] * 2, [signal.SIGINT, signal.SIGTERM],
     [signal.SIGTERM, signal.SIGINT]])
 def test_asked_to_stop_the_step_in_hand_is_saved(run: Path, signals: list[int]) -> None:
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(KeyboardInterrupt) as stopped:
         run_task(Interrupted(*signals), run)
+    assert isinstance(stopped.value, Stopped), "it stopped at once"
     assert stopped.value.folder == run / "step-3" and load_state(run / "step-3")["step"] == 3
 
 
