@@ -342,11 +342,12 @@ def test_a_run_is_not_overwritten_and_not_changed(trained: tuple[Path, Path], ru
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert refused("train", "debug", "--data", photos, "--out", run) == (
         f"{run} holds a run already: go on with --resume {run}, or choose another --out.")
-    other = (f"--resume {run} goes on with the model, loss and data that the run began with: start a new run with "
-             f"--init {run} to change them.")
+    other = (f"--resume {run} goes on with the model, loss, data, batch and seed that the run began with: start a new "
+             f"run with --init {run} to change them.")
     for change in (["--latent-channels", "8"], ["--l1", "2"], ["--data", "synthetic"], ["--lr", "1"],
-                   ["--init", "kl-f8-small"], ["--val", "synthetic"]):
+                   ["--init", "kl-f8-small"], ["--val", "synthetic"], ["--seed", "7"], ["--batch-size", "8"]):
         assert refused("train", "--resume", run, *change) == other
+    assert refused("train", "--resume", run, "--steps", "1").endswith(" beyond --steps 1: give more steps.")
     assert refused("train", "kl-f8", "--resume", run) == f"{run} is a run of debug, not of kl-f8: leave the recipe out."
     own = f"--resume {run} goes on in the run's own folder: leave --out out, or copy the folder."
     assert refused("train", "--resume", run, "--out", "elsewhere") == own

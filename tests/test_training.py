@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from omnilatent import hub
+from omnilatent.cli.main import main
 from omnilatent.errors import UserError, is_out_of_memory
 from omnilatent.training.checkpoint import checkpoints, furthest, load_state, prune, remove_beyond, resume_point
 from omnilatent.training.config import OptimizerConfig, RunConfig, from_json
@@ -590,3 +591,15 @@ def test_the_step_that_did_not_fit_is_freed_before_halves_are_tried() -> None:
 
     with pytest.raises(UserError, match="--accumulate 4 fits"):
         step_within_memory(Keeping(2, 1), list(range(8)), 0, RunConfig(batch_size=8), 1)
+
+
+def test_a_resumed_run_needs_its_init_no_more(tmp_path: Path) -> None:
+    short = ["--data", "photos", "--device", "cpu", "--workers", "0", "--validate-every", "9"]
+    assert main(["train", "debug", *short, "--out", str(tmp_path / "source"), "--steps", "1"]) == 0
+    begun = ["--init", str(tmp_path / "source"), "--freeze", "encoder", "--out", str(tmp_path / "run"), "--steps", "2"]
+    assert main(["train", "debug", *short, *begun]) == 0
+    (tmp_path / "source").rename(tmp_path / "gone")
+    before = hub.read_config(tmp_path / "run" / "final")["spec"]
+    assert main(["train", "--resume", str(tmp_path / "run"), "--steps", "3"]) == 0
+    after = hub.read_config(tmp_path / "run" / "final")
+    assert after["training"]["step"] == 3 and after["spec"] == before == hub.read_config(tmp_path / "gone" / "final")["spec"]

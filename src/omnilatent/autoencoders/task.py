@@ -22,11 +22,12 @@ from ..data.sources import open_images
 from ..data.splits import split
 from ..data.training import Batch, TrainingImages, batches
 from ..errors import UserError
-from ..hub import load, write_model
+from ..hub import load, read_config, write_model
 from ..latent import DiagonalGaussian, LatentSpec, Provenance
 from ..losses.adversarial import PatchDiscriminator, hinge_loss
 from ..losses.perceptual import perceptual_loss
 from ..metrics.protocol import evaluate
+from ..training.config import from_json
 from ..training.ema import EMA
 from ..training.schedule import warmup_cosine
 from ..training.task import Logged
@@ -53,17 +54,22 @@ class AutoencoderTask:
         skipped: called with (file, reason) for each image that cannot be read.
         init: the NAME whose weights to start from; its architecture replaces the recipe's.
         freeze: "encoder" or "decoder", the half that does not learn, or None.
+        resumed: the checkpoint folder that the run will go on from.
     """
 
     monitor = "psnr"
 
     def __init__(self, config: AutoencoderTraining, data: str | ImageSource, val: str | ImageSource | None,
                  skipped: Callable[[str, str], None], init: str | None = None,
-                 freeze: str | None = None, command: str = "") -> None:
+                 freeze: str | None = None, resumed: Path | None = None, command: str = "") -> None:
         self.architecture = ARCHITECTURES[type(config.model)]
         self.spec: LatentSpec | None = None
         self.initial: dict[str, Tensor] | None = None
-        if init is not None:
+        if resumed is not None:  # it holds everything; what --init named may have changed or gone since
+            saved = read_config(resumed)
+            config = replace(config, model=from_json(type(config.model), saved["model"]))
+            self.spec = LatentSpec.from_json(saved["spec"]) if freeze == "encoder" else None
+        elif init is not None:
             vae, spec = self._source(init, config.recipe)
             config = replace(config, model=self.architecture.config_of(vae, config.model))
             self.initial = vae.state_dict()

@@ -89,6 +89,7 @@ def start(recipe: str, argv: list[str]) -> None:
     if (run / "run.json").exists():
         raise UserError(f"{run} holds a run already: go on with --resume {run}, or choose another --out.")
     _check(options, run)
+    check_names([options.init] if options.init else [])
     try:
         train_run(options, run, None, shlex.join(["omnilatent", "train", recipe, *argv]))
     except UserError:
@@ -107,8 +108,8 @@ def resume(path: Path, argv: list[str], recipe: str | None = None) -> None:
         raise UserError(f"{run} is a run of {before.config.recipe}, not of {recipe}: leave the recipe out.")
     options = parse(TrainOptions[type(before.config)], f"train --resume {path}", argv, before)
     if _what_it_learns(options) != _what_it_learns(before):
-        raise UserError(f"--resume {path} goes on with the model, loss and data that the run began with: start a new "
-                        f"run with --init {path} to change them.")
+        raise UserError(f"--resume {path} goes on with the model, loss, data, batch and seed that the run began with: "
+                        f"start a new run with --init {path} to change them.")
     if options.out != before.out:
         raise UserError(f"--resume {path} goes on in the run's own folder: leave --out out, or copy the folder.")
     _check(options, run)
@@ -136,7 +137,6 @@ def _check(options: TrainOptions[Any], run: Path) -> None:
                         f"of {parts}.")
     options.config.check(options.init)
     check_writable(run)
-    check_names([options.init] if options.init else [])
     check_data(options.data)
     if options.val is not None:
         check_data(options.val)
@@ -153,7 +153,7 @@ def train_run(options: TrainOptions[Any], run: Path, resumed: Path | None, comma
     """
     from ..data.skipped import SkippedLog
     from ..report.record import replace_file
-    from ..training.checkpoint import resume_point
+    from ..training.checkpoint import resume_point, stated_step
     from ..training.loop import launch_fabric, train
 
     config = options.config
@@ -161,11 +161,14 @@ def train_run(options: TrainOptions[Any], run: Path, resumed: Path | None, comma
     fabric = launch_fabric(config.run)
     # Each process has its own clock, which names the folder, and would tidy the run up under the others' eyes.
     run, checkpoint = _as_rank_zero(fabric, lambda: (run, resume_point(resumed) if resumed else None))
+    if checkpoint is not None and stated_step(checkpoint) > config.run.steps:
+        raise UserError(f"{checkpoint} is at step {stated_step(checkpoint)} already, beyond --steps {config.run.steps}: "
+                        "give more steps.")
     rank = f"-rank{fabric.global_rank}" if fabric.global_rank else ""
     skipped = SkippedLog(run / f"skipped{rank}.jsonl")
     try:
         task = getattr(import_module(module), task_class)(
-            config, options.data, options.val, skipped.add, options.init, options.freeze, command)
+            config, options.data, options.val, skipped.add, options.init, options.freeze, checkpoint, command)
         if fabric.is_global_zero:
             saved = {"options": dataclasses.asdict(options), "command": command}
             replace_file(run / "run.json", json.dumps(saved, indent=2, default=str) + "\n")
@@ -217,5 +220,7 @@ def _recipe_config(recipe: str) -> Any:
 
 def _what_it_learns(options: TrainOptions[Any]) -> TrainOptions[Any]:
     """The options without those that a resumed run may change."""
-    neutral = dataclasses.replace(options.config, run=None, checkpointing=False)
+    run = options.config.run  # a position is step · batch size, so both of these decide what is drawn at which step
+    neutral = dataclasses.replace(
+        options.config, run=dataclasses.replace(type(run)(), seed=run.seed, batch_size=run.batch_size), checkpointing=False)
     return dataclasses.replace(options, config=neutral, out=None)

@@ -87,7 +87,7 @@ def remove_beyond(run: Path, start: int) -> list[str]:
         The names of what was removed.
     """
     beyond = [folder for folder in checkpoints(run) if step_of(folder) > start]
-    beyond += [folder for name in ("best", "final") if _stated_step(folder := run / name) > start]
+    beyond += [folder for name in ("best", "final") if stated_step(folder := run / name) > start]
     for folder in beyond:
         doomed = run / f".writing-{folder.name}-removed"  # a name that `restore_interrupted` clears after a kill
         shutil.rmtree(doomed, ignore_errors=True)
@@ -96,7 +96,8 @@ def remove_beyond(run: Path, start: int) -> list[str]:
     return [folder.name for folder in beyond]
 
 
-def _stated_step(folder: Path) -> int:
+def stated_step(folder: Path) -> int:
+    """The step that a checkpoint's config.json states, -1 where it states none."""
     try:
         return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]["step"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -47,4 +47,4 @@ class Task(Protocol):
         """The inverse of `state`, after `setup`."""
 
     def export(self, folder: Path, figures: dict[str, float], step: int) -> None:
-        """Write the model for use (`hub.write_model`) into an existing folder."""
+        """Write the model for use (`hub.write_model`) into an existing folder; config.json states `training.step`."""
