@@ -305,7 +305,7 @@ def test_lpips_without_its_weights(
      "--batch-size 6 does not split into --accumulate 4 equal parts: take a multiple of 4."),
     ([*TRAIN, "--freeze", "encoder"],
      "--freeze keeps the weights of --init, and no --init was given."),
-    ([*TRAIN, "--init", "pixels"], "--init pixels holds a model of the class Identity"),
+    ([*TRAIN, "--init", "pixels"], "--init pixels has no weights to start from"),
     ([*TRAIN, "--init", "missing"], "missing is neither an existing path, a bundled model"),
     ([*TRAIN, "--val", "missing"], "missing does not exist: give a folder"),
     ([*TRAIN, "--device", "cuda"], "--device cuda: this torch ("),
@@ -381,6 +381,7 @@ def test_help_and_argument_errors_import_no_torch(trained: tuple[Path, Path], tm
         [*train, "--out", __file__], ["train", "debug", "--data", "missing"], ["train", "--resume", "missing"],
         ["train", "--resume", run, "--l1", "2"], ["compare", "pixels", "--data", "missing"],
         ["compare", "--data", "photos"], ["evaluate", "pixels"], ["export", "pixels"], ["push"],
+        ["info", "nonsense"], ["export", "nonsense", "--to", "diffusers", "--out", "x"], [*train, "--init", "pixels"],
     ]
     program = (f"import sys; from omnilatent.cli.main import main; codes = [main(line) for line in {lines!r}]; "
                "print(codes, [m for m in ('torch', 'numpy', 'PIL', 'diffusers', 'huggingface_hub') if m in sys.modules])")

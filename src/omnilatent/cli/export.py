@@ -18,6 +18,7 @@ import tyro
 from .. import __version__, hub
 from ..errors import UserError, is_disk_full
 from .info import card_body
+from .names import check_names
 from .parse import parse
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> None:
     options = parse(ExportOptions, "export", argv)
     out = options.out.expanduser().resolve()
     check_target(out, options.to, options.overwrite)
+    check_names([options.name])
     import torch
 
     codec = hub.load(options.name, dtype=getattr(torch, options.dtype))

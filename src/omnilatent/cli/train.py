@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 import tyro
 
 from ..errors import UserError
-from ..hub import RECIPES, read_json
+from ..hub import RECIPES, WEIGHTLESS, read_json, split_label
 from ..training.config import from_json
 from .folders import check_data, check_writable
 from .names import check_names
@@ -89,6 +89,8 @@ def start(recipe: str, argv: list[str]) -> None:
     if (run / "run.json").exists():
         raise UserError(f"{run} holds a run already: go on with --resume {run}, or choose another --out.")
     _check(options, run)
+    if options.init and split_label(options.init)[1] in WEIGHTLESS:
+        raise UserError(f"--init {options.init} has no weights to start from: choose another model.")
     check_names([options.init] if options.init else [])
     try:
         train_run(options, run, None, shlex.join(["omnilatent", "train", recipe, *argv]))
