@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from omnilatent.autoencoders.config import LossConfig
 from omnilatent.autoencoders.recipes import debug
 from omnilatent.autoencoders.task import AutoencoderTask
 from omnilatent.losses.adversarial import (
-    PatchDiscriminator, adaptive_weight, hinge_loss, last_layer_gradient, least_side,
+    PatchDiscriminator, adaptive_weight, hinge_loss, last_layer_gradient,
 )
 from omnilatent.losses.perceptual import perceptual_loss
 from omnilatent.training.loop import launch_fabric
@@ -42,7 +43,7 @@ def test_images_of_a_batch_do_not_leak_into_each_other() -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_the_smallest_image_with_a_logit(layers: int) -> None:
-    discriminator, side = PatchDiscriminator(width=2, layers=layers), least_side(layers)
+    discriminator, side = PatchDiscriminator(width=2, layers=layers), LossConfig(disc_layers=layers).disc_least_side
     assert discriminator(torch.rand(1, 3, side, side)).shape == (1, 1, 1, 1)
     with pytest.raises(RuntimeError, match="Kernel size"):
         discriminator(torch.rand(1, 3, side - 1, side - 1))

@@ -20,16 +20,21 @@ def room_of(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
+def absolute_stem(path: Path, node: ast.ImportFrom) -> str:
+    """The dotted name that `from … import` takes from, relative ones resolved."""
+    package = ["omnilatent", *path.relative_to(SOURCE).parts[:-1]]
+    base = package[: len(package) - node.level + 1] if node.level else []
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
 def imported_modules(path: Path) -> list[str]:
     """Absolute dotted names of all imports in a file, those inside functions included."""
-    package = ["omnilatent", *path.relative_to(SOURCE).parts[:-1]]
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            stem = ".".join([*base, *([node.module] if node.module else [])])
+            stem = absolute_stem(path, node)
             names += [f"{stem}.{alias.name}" for alias in node.names] if stem == "omnilatent" else [stem]
     return names
 
@@ -74,17 +79,28 @@ def test_no_file_imports_itself_by_way_of_others() -> None:
 
 def _files_imported(path: Path) -> set[str]:
     """Dotted names that a file imports from, each also with the name taken from it, which may be a file."""
-    package = ["omnilatent", *path.relative_to(SOURCE).parts[:-1]]
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            stem = ".".join([*base, *([node.module] if node.module else [])])
+            stem = absolute_stem(path, node)
             found |= {stem, *(f"{stem}.{alias.name}" for alias in node.names)}
     return found
 
 
-def test_the_check_sees_an_upward_import(tmp_path: Path) -> None:
-    text = "def f():\n    from ..training import loop\n"
-    names = [n for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) for n in [node.module]]
-    assert names == ["training"] and RANK["training"] > RANK["data"]
+@pytest.mark.parametrize(("room", "line", "refusal"), [
+    ("data", "from ..training import loop", "imports upwards from training"),
+    ("losses", "from omnilatent.metrics.pixel import psnr", "imports upwards from metrics"),
+    ("data", "from .. import cli", "imports upwards from cli"),
+    ("organic", "from ..autoencoders.kl import KL", "the family organic imports the family autoencoders"),
+    ("data", "import torchvision.ops", "does not load beside the CPU build"),
+    ("data", "from ..misc import x", "the room misc has no rank"),
+])
+def test_the_check_refuses(
+    room: str, line: str, refusal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "SOURCE", tmp_path)
+    file = tmp_path / room / "file.py"
+    file.parent.mkdir()
+    file.write_text(f"def inside():\n    {line}\n", encoding="utf-8")
+    with pytest.raises((AssertionError, pytest.fail.Exception), match=refusal):
+        test_imports_go_one_way(file)

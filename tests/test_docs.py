@@ -215,9 +215,9 @@ def test_a_kept_report_names_places_of_the_project(here: Path) -> None:
     run("omnilatent evaluate own:RUN --data DATA --out reports/own")
     render = runpy.run_path(str(ROOT / "benchmarks" / "render.py"))
     record = json.loads(Path("reports/own/report.json").read_text(encoding="utf-8"))
-    record["command"] = "omnilatent compare own:/root/a/benchmarks/b --data /mnt/shared/data/kodak --out /tmp/x"
+    record["command"] = "omnilatent compare own:/home/me/a/benchmarks/b --data /mnt/shared/data/kodak --out /tmp/x"
     rfid = record["evaluations"][0]["figures"]["rfid"]
-    rfid["note"] = "not in /root/.cache/torch: fetch https://example.org/home/x"
+    rfid["note"] = "not in /home/me/.cache/torch: fetch https://example.org/home/x"
     Path("report.json").write_text(json.dumps(record), encoding="utf-8")
     render["add"].__globals__["RESULTS"] = here / "results"
     kept = json.loads(render["add"]("own", here / "report.json").read_text(encoding="utf-8"))

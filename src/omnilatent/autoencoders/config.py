@@ -8,14 +8,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
 
 from ..errors import UserError
-from ..training.config import OptimizerConfig, RunConfig
+from ..training.config import OptimizerConfig, RunConfig, check_least
 
 
 @dataclass(frozen=True)
@@ -138,12 +137,14 @@ class LossConfig:
     """Its depth: three layers see patches of 70×70 pixels."""
 
     def __post_init__(self) -> None:
-        for name in ("l1", "l2", "kl_weight", "perceptual_weight", "adversarial_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; the least is 0")
-        for name, least in {"disc_start_step": 0, "disc_width": 1, "disc_layers": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; the least is {least}")
+        check_least(self, 0, "l1", "l2", "kl_weight", "perceptual_weight", "adversarial_weight", "disc_start_step")
+        check_least(self, 1, "disc_width", "disc_layers")
+
+    @property
+    def disc_least_side(self) -> int:
+        """The smallest height and width that the discriminator has an opinion on: each strided layer halves them, and
+        the two that follow take one row each."""
+        return 3 * 2**self.disc_layers
 
 
 @dataclass(frozen=True)
@@ -196,10 +197,9 @@ class AutoencoderTraining:
         size, loss = self.crops.size, self.loss
         if init is None and size % self.model.downsampling:
             raise UserError(f"--size {size} is not a multiple of the model's downsampling {self.model.downsampling}.")
-        least = 3 * 2**loss.disc_layers  # losses.adversarial.least_side, which would import torch
-        if loss.adversarial_weight and size < least:
-            raise UserError(f"--size {size} is too small for --disc-layers {loss.disc_layers}, which needs {least} pixels: "
-                            "enlarge the crops, or take fewer layers.")
+        if loss.adversarial_weight and size < loss.disc_least_side:
+            raise UserError(f"--size {size} is too small for --disc-layers {loss.disc_layers}, which needs "
+                            f"{loss.disc_least_side} pixels: enlarge the crops, or take fewer layers.")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The adversarial part of an autoencoder's loss.
 
 - `PatchDiscriminator`: judges overlapping patches (Isola et al. 2017, arXiv 1611.07004).
-- `least_side`: the smallest image that it has an opinion on.
 - `hinge_loss`: what it minimises (Lim & Ye 2017, arXiv 1705.02894).
 - `adaptive_weight`: how much its opinion counts (Esser et al. 2021, arXiv 2012.09841, equation 7).
 """
@@ -51,12 +50,6 @@ class PatchDiscriminator(nn.Module):
 def _groups(channels: int) -> int:
     """The most groups, up to 16 and of at least 4 channels each, that divide the channels."""
     return next(groups for groups in range(min(16, max(1, channels // 4)), 0, -1) if channels % groups == 0)
-
-
-def least_side(layers: int) -> int:
-    """The smallest height and width of an image that gives a logit: each strided layer halves it, and the two that
-    follow take one row each."""
-    return 3 * 2**layers
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The settings of a run that every recipe shares. Nothing here imports torch.
 
 - `RunConfig`, `OptimizerConfig`: fields of every recipe's configuration.
+- `check_least`: what their values may be.
 - `from_json`: a saved configuration back into its frozen dataclasses.
 """
 
@@ -12,6 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 Config = TypeVar("Config")
+
+
+def check_least(config: object, least: float, *names: str) -> None:
+    """Raise a `ValueError` that names the option for a field of `config` that is below `least` or not finite."""
+    for name in names:
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value >= least):
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; the least is {least}")
 
 
 @dataclass(frozen=True)
@@ -46,10 +55,8 @@ class RunConfig:
     """Where to train; auto takes a GPU if there is one, and says so."""
 
     def __post_init__(self) -> None:
-        for name, least in {"steps": 1, "batch_size": 1, "accumulate": 1, "workers": -1, "save_every": 1, "keep": 1,
-                            "validate_every": 1, "log_every": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; the least is {least}")
+        check_least(self, 1, "steps", "batch_size", "accumulate", "save_every", "keep", "validate_every", "log_every")
+        check_least(self, -1, "workers")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed is {self.seed}; possible are 0 to {2**32 - 1}")
 
@@ -74,9 +81,7 @@ class OptimizerConfig:
     """Decay of the exponential moving average of the weights, which is what is saved and measured."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "warmup", "final_lr", "clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; the least is 0")
+        check_least(self, 0, "lr", "weight_decay", "warmup", "final_lr", "clip")
         for name, values in {"betas": self.betas, "ema_decay": (self.ema_decay,)}.items():
             if not all(0 <= value < 1 for value in values):
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; possible are 0 up to, not "
