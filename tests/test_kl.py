@@ -130,10 +130,15 @@ def test_any_size_comes_back(codec: KLCodec, size: tuple[int, int]) -> None:
 def test_wrong_tensors_are_refused_with_both_shapes(codec: KLCodec) -> None:
     with pytest.raises(ValueError, match=r"images have shape \(b, 3, h, w\); got \(3, 8, 8\)"):
         codec.encode(torch.rand(3, 8, 8))
-    with pytest.raises(ValueError, match="divide 8-bit values by 255"):
-        codec.encode(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="floats in .0, 1. or uint8 in 0..255; got torch.int64"):
+        codec.encode(torch.zeros(1, 3, 8, 8, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"has shape \(b, 3, h, w\); got \(1, 4, 4, 4\)"):
         codec.decode(torch.rand(1, 4, 4, 4))
+
+
+def test_8_bit_images_are_those_of_1_255(codec: KLCodec) -> None:
+    images = torch.randint(0, 256, (2, 3, 9, 7), dtype=torch.uint8)
+    assert torch.equal(codec.encode(images).mode(), codec.encode(images.float() / 255).mode())
 
 
 def test_kl_is_that_of_torch_distributions() -> None:

@@ -184,7 +184,8 @@ class Codec(ABC):
         """Encode images of any size.
 
         Args:
-            images: `(b, c, h, w)` float in [0, 1], on any device; `c` as in `spec.image_channels`.
+            images: `(b, c, h, w)` float in [0, 1] or uint8 in 0..255, on any device; `c` as in
+                `spec.image_channels`.
 
         Returns:
             A `DiagonalGaussian`, `Point` or `Codes` that remembers the images' size.
@@ -195,7 +196,7 @@ class Codec(ABC):
         """
         self._check(images)
         size = images.shape[-2], images.shape[-1]
-        latent = replace(self._encode(self._pad(images.to(self.device, self.dtype))), size=size)
+        latent = replace(self._encode(self._pad(self._floats(images))), size=size)
         self._guard(latent.mode())
         return latent
 
@@ -255,8 +256,13 @@ class Codec(ABC):
         channels = self.spec.image_channels
         if images.ndim != 4 or images.shape[1] != channels or 0 in images.shape:
             raise ValueError(f"images have shape (b, {channels}, h, w); got {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise ValueError(f"images are floats in [0, 1]; got {images.dtype}: divide 8-bit values by 255")
+        if not (images.is_floating_point() or images.dtype == torch.uint8):
+            raise ValueError(f"images are floats in [0, 1] or uint8 in 0..255; got {images.dtype}")
+
+    def _floats(self, images: Tensor) -> Tensor:
+        """On this codec's device, in its dtype, in [0, 1]. 8-bit values are small enough to move as they are."""
+        moved = images.to(self.device)
+        return moved.to(self.dtype) / 255 if moved.dtype == torch.uint8 else moved.to(self.dtype)
 
     def _guard(self, output: Tensor) -> None:
         """Some models (SDXL's is the known one) overflow in float16: better a sentence than a black image."""
