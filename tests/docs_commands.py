@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
-PLACES = {"DATA": "photos/", "RUN": "runs/mine", "NAME": "runs/mine"}
+PLACES = {"DATA": "photos/", "RUN": "runs/mine", "NAME": "runs/mine", "STORE": "latents/"}
 # What makes a documented command take seconds. An option that the command has already gets this value instead.
 SHORT = {
     "train": "--steps 2 --batch-size 2 --size 32 --workers 0 --validation-images 1 --widths 8 8 8 8 --layers 1 "
@@ -26,6 +26,7 @@ SHORT = {
     "compare": "--size 32 --limit 2 --no-health --no-speed",
     "evaluate": "--size 32 --limit 2 --no-health --no-speed",
     "demo": "--steps 1 --data photos/",
+    "encode": "--size 32 --workers 0",
 }
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.S | re.M)
 

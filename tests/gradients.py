@@ -1,7 +1,8 @@
 """Gradients of the first step of the debug recipe, by one process and by two over gloo.
 
-Usage: gradients.py FOLDER. Writes one.pt, rank0.pt and rank1.pt: {"model": …, "disc": …, "logged": …}. The
-processes are forks of this one, so imports are paid once; they find each other as torchrun's children do.
+Usage: gradients.py FOLDER. Writes one.pt, rank0.pt and rank1.pt: {"model": …, "disc": …, "logged": …}; the same with
+the latent regularisers on as regularised-….pt. The processes are forks of this one, so imports are paid once; they find
+each other as torchrun's children do.
 """
 
 import os
@@ -17,9 +18,13 @@ from omnilatent.autoencoders.task import AutoencoderTask
 from omnilatent.training.loop import launch_fabric
 
 
-def first_step(accumulate: int = 1) -> dict:
+REGULARISED = {"scale_equivariance": 1.0, "rotation_equivariance": 1.0, "spectrum_weight": 0.1}
+
+
+def first_step(accumulate: int = 1, **loss: float) -> dict:
     config = debug()
-    config = replace(config, loss=replace(config.loss, disc_start_step=0), optimizer=replace(config.optimizer, clip=0.0),
+    config = replace(config, loss=replace(config.loss, disc_start_step=0, **loss),
+                     optimizer=replace(config.optimizer, clip=0.0),
                      run=replace(config.run, batch_size=8, accumulate=accumulate, device="cpu", workers=0))
     fabric = launch_fabric(config.run)
     task = AutoencoderTask(config, "synthetic", "photos", lambda file, reason: None)
@@ -34,25 +39,30 @@ def first_step(accumulate: int = 1) -> dict:
     return saved | {"logged": {k: float(v) for k, v in logged.items()}, "positions": batch.positions}
 
 
-def child(path: Path, variables: dict[str, str], accumulate: int = 1) -> int:
+def child(path: Path, variables: dict[str, str], accumulate: int = 1, **loss: float) -> int:
     pid = os.fork()
     if pid == 0:
         torch.set_num_threads(1)
         os.environ.update(variables)
-        torch.save(first_step(accumulate), path)
+        torch.save(first_step(accumulate, **loss), path)
         os._exit(0)
     return pid
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def children(folder: Path, prefix: str = "", **loss: float) -> int:
+    """One process, one that accumulates, and two; the worst of their exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     two = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
            "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "False", "GROUP_RANK": "0",
            "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "0"}
-    pids = [child(folder / "one.pt", {}), child(folder / "accumulated.pt", {}, accumulate=2)]
-    pids += [child(folder / f"rank{r}.pt", {**two, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(2)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    sys.exit(max(map(abs, codes)))
+    pids = [child(folder / f"{prefix}one.pt", {}, **loss),
+            child(folder / f"{prefix}accumulated.pt", {}, accumulate=2, **loss)]
+    pids += [child(folder / f"{prefix}rank{r}.pt", {**two, "RANK": str(r), "LOCAL_RANK": str(r)}, **loss)
+             for r in range(2)]
+    return max(abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) for pid in pids)
+
+
+if __name__ == "__main__":
+    sys.exit(max(children(Path(sys.argv[1])), children(Path(sys.argv[1]), "regularised-", **REGULARISED)))

@@ -157,8 +157,8 @@ def test_half_precision_weights_are_used_in_float32_on_a_cpu(tmp_path: Path) -> 
     assert omnilatent.load(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
     codec = omnilatent.load(tmp_path, dtype=torch.float16)
     codec.module.decoder.layers[0].bias.fill_(6e4)  # overflows two layers on
-    with pytest.raises(UserError, match="overflows in float16"):
-        codec.decode(torch.ones(1, 4, 2, 2))
+    assert codec.decode(torch.ones(1, 4, 2, 2)).isfinite().all()
+    assert codec.dtype == torch.float32  # redone (test_half_precision.py)
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:

@@ -26,11 +26,14 @@ def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) 
     return float(max((a[k] - b[k]).abs().max() for k in a) / largest)
 
 
+@pytest.mark.parametrize("prefix", ["", "regularised-"])
 @pytest.mark.parametrize("part", ["model", "disc"])
-def test_two_processes_give_one_processs_gradients(steps: dict[str, dict], part: str) -> None:
-    assert relative_difference(steps["one"][part], steps["rank0"][part]) <= 1e-5
-    assert relative_difference(steps["rank0"][part], steps["rank1"][part]) == 0
-    assert max(t.abs().max() for t in steps["one"][part].values()) > 1e-4
+def test_two_processes_give_one_processs_gradients(steps: dict[str, dict], part: str, prefix: str) -> None:
+    one, rank0, rank1 = (steps[prefix + name][part] for name in ("one", "rank0", "rank1"))
+    assert relative_difference(one, rank0) <= 1e-5
+    assert relative_difference(rank0, rank1) == 0
+    assert max(t.abs().max() for t in one.values()) > 1e-4
+    assert not prefix or relative_difference(one, steps["one"][part]) > 1e-2
 
 
 def test_the_processes_share_the_batch_and_the_adaptive_weight(steps: dict[str, dict]) -> None:
@@ -39,9 +42,10 @@ def test_the_processes_share_the_batch_and_the_adaptive_weight(steps: dict[str, 
     assert weights[0] > 0 and weights[1] == weights[2] == pytest.approx(weights[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("prefix", ["", "regularised-"])
 @pytest.mark.parametrize("part", ["model", "disc"])
-def test_accumulated_parts_give_the_whole_batchs_gradients(steps: dict[str, dict], part: str) -> None:
-    assert relative_difference(steps["one"][part], steps["accumulated"][part]) <= 1e-5
+def test_accumulated_parts_give_the_whole_batchs_gradients(steps: dict[str, dict], part: str, prefix: str) -> None:
+    assert relative_difference(steps[f"{prefix}one"][part], steps[f"{prefix}accumulated"][part]) <= 1e-5
 
 
 def test_accumulated_parts_share_one_adaptive_weight(steps: dict[str, dict]) -> None:

@@ -90,7 +90,7 @@ def test_the_adaptive_weight_sees_the_gradient_of_the_last_layer(name: str) -> N
     """`output_gain` · the closed form equals what autograd says, so the range of the last layer is accounted for."""
     config = MODELS[name]
     model = ARCHITECTURES[type(config)].module(vae_of(config), False)
-    out = model(torch.rand(2, 3, 8, 8) * 2 - 1, None)
+    out = model(torch.rand(2, 3, 8, 8) * 2 - 1, None, features=True)
     toward = torch.randn_like(out.images)
     (expected,) = torch.autograd.grad((out.images * toward).sum(), model.last_layer)
     found = model.output_gain * last_layer_gradient(out.features, model.last_layer.shape, toward)

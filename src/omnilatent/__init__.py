@@ -21,6 +21,7 @@ _PUBLIC = {
     "DiagonalGaussian": "latent",
     "Point": "latent",
     "Codes": "latent",
+    "LatentStore": "store",
     "UserError": "errors",
 }
 

@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,8 @@ from torch import Tensor, nn
 from .errors import UserError
 
 Size = tuple[int, int]  # height, width in pixels
+Result = TypeVar("Result")
+_log = logging.getLogger("omnilatent")
 
 
 @dataclass(frozen=True)
@@ -159,11 +163,17 @@ class Codec(ABC):
 
     Subclasses set `module` and `spec`, and implement `_encode` and `_decode`, which see images padded
     to a multiple of `spec.downsampling`, in [0, 1], in the module's dtype.
+
+    Attributes:
+        tile: side of a tile in pixels, a multiple of `spec.downsampling`. A codec that knows how to (KL, tiny, TAEF2)
+            runs an image of more than 4 · tile² pixels tile by tile, in a fraction of the memory; the result is that
+            of the whole image up to rounding. None: always whole.
     """
 
     module: nn.Module
     spec: LatentSpec
     provenance: Provenance
+    tile: int | None = 512
 
     def __init__(self, module: nn.Module, spec: LatentSpec, provenance: Provenance) -> None:
         self.module = module.eval().requires_grad_(False)
@@ -192,13 +202,17 @@ class Codec(ABC):
 
         Raises:
             ValueError: the tensor's shape or type is not that of images.
-            UserError: the module overflows in float16.
+            UserError: the values are not finite, in float16 and in the wider type alike.
         """
         self._check(images)
         size = images.shape[-2], images.shape[-1]
-        latent = replace(self._encode(self._pad(self._floats(images))), size=size)
-        self._guard(latent.mode())
-        return latent
+
+        def run() -> Latent:
+            if self._in_tiles(size):
+                return self._encode_in_tiles(images)
+            return self._encode(self._pad(self._floats(images)))
+
+        return replace(self._finite(run, _tensors), size=size)
 
     @torch.no_grad()
     def decode(self, latent: Latent | Tensor, size: Size | None = None) -> Tensor:
@@ -210,7 +224,7 @@ class Codec(ABC):
 
         Raises:
             ValueError: the latent's shape is not that of this codec's, or `size` is not within what it decodes to.
-            UserError: the codec only encodes, or its module overflows in float16.
+            UserError: the codec only encodes, or its values are not finite, in float16 and in the wider type alike.
         """
         if not self.spec.decodes:
             raise UserError(f"{self.label} only encodes: it has no decoder.")
@@ -226,8 +240,12 @@ class Codec(ABC):
         if size is not None and not (1 <= size[0] <= whole[0] and 1 <= size[1] <= whole[1]):
             raise ValueError(f"a latent of {z.shape[-2]}×{z.shape[-1]} decodes to images of at most "
                              f"{whole[0]}×{whole[1]}; size asks for {size[0]}×{size[1]}")
-        images = self._decode(self.spec.denormalise(z.to(self.device, self.dtype)))
-        self._guard(images)  # before the clamp, which would hide an infinity
+
+        def run() -> Tensor:
+            raw = self.spec.denormalise(z.to(self.device, self.dtype))
+            return self._decode_in_tiles(raw) if self._in_tiles(whole) else self._decode(raw)
+
+        images = self._finite(run, lambda images: [images])  # before the clamp, which would hide an infinity
         images = images.float().clamp(0, 1)
         return images if size is None else images[..., : size[0], : size[1]]
 
@@ -239,6 +257,16 @@ class Codec(ABC):
         """Move the module in place, and return this codec."""
         # Not the module's own `to`: diffusers' warns of "modules that should be kept in float32: []" at every dtype.
         nn.Module.to(self.module, device=device, dtype=dtype)
+        return self
+
+    def compile(self) -> Codec:
+        """Make many calls with images of one size fast, and return this codec. On a CUDA GPU the weights go to the
+        channels-last layout and each half is compiled at its first call, which takes half a minute, and anew for every
+        other shape; elsewhere nothing changes."""
+        if self.device.type == "cuda":
+            nn.Module.to(self.module, memory_format=torch.channels_last)
+            for half in ("_encode", "_decode"):
+                setattr(self, half, torch.compile(getattr(self, half), dynamic=False))
         return self
 
     @property
@@ -264,14 +292,46 @@ class Codec(ABC):
         moved = images.to(self.device)
         return moved.to(self.dtype) / 255 if moved.dtype == torch.uint8 else moved.to(self.dtype)
 
-    def _guard(self, output: Tensor) -> None:
-        """Some models (SDXL's is the known one) overflow in float16: better a sentence than a black image."""
-        if self.dtype == torch.float16 and not output.isfinite().all():
-            raise UserError(f"{self.label} overflows in float16: use --dtype bfloat16 or float32, in Python "
-                            "load(NAME, dtype=torch.bfloat16).")
+    def _finite(self, run: Callable[[], Result], tensors: Callable[[Result], list[Tensor]]) -> Result:
+        """`run()`; where float16 overflowed (SDXL's is the known model), the codec moves to a wider type for good,
+        says so once, and runs again. Values that are not finite in another type are returned as they are."""
+        result = run()
+        if self.dtype != torch.float16 or all(part.isfinite().all() for part in tensors(result)):
+            return result
+        wide = torch.bfloat16 if self._has_bfloat16() else torch.float32
+        self.to(dtype=wide)
+        name = str(wide).removeprefix("torch.")
+        result = run()
+        if not all(part.isfinite().all() for part in tensors(result)):
+            raise UserError(f"{self.label} gives infinite values or NaN in float16 and in {name}: check its weights "
+                            "and the images, or load it with --dtype float32.")
+        # A logger, since a warning of the same text is shown once a process, not once a codec.
+        _log.warning("omnilatent: %s overflows in float16; it now runs in %s.", self.label, name)
+        return result
+
+    def _has_bfloat16(self) -> bool:
+        """Whether the device computes bfloat16 itself. CPUs mostly emulate it, slower than float32."""
+        return self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+    def _in_tiles(self, size: Size) -> bool:
+        """Whether images of this size run tile by tile. A codec that can says so, and has the next two."""
+        return False
+
+    def _encode_in_tiles(self, images: Tensor) -> Latent:
+        """Images as `encode` takes them → latent, its `size` still to be filled in."""
+        raise NotImplementedError
+
+    def _decode_in_tiles(self, raw: Tensor) -> Tensor:
+        """What `_decode` does."""
+        raise NotImplementedError
 
     def _pad(self, images: Tensor) -> Tensor:
         """Repeat the last row and column up to a multiple of the downsampling."""
         multiple = self.spec.downsampling
         bottom, right = -images.shape[-2] % multiple, -images.shape[-1] % multiple
         return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
+
+
+def _tensors(latent: Latent) -> list[Tensor]:
+    """What must be finite in a latent."""
+    return [latent.mean, latent.logvar] if isinstance(latent, DiagonalGaussian) else [latent.mode()]

@@ -24,6 +24,7 @@ from ..errors import UserError, library
 from ..hub import card_licence, file_hash, read_config
 from ..latent import Codec, LatentSpec, Provenance
 from .loading import fill, read_tensors
+from .regularisers import LatentTransform
 
 # Entries of a diffusers configuration that change no layer: the latent's normalisation, and hints for pipelines.
 NO_LAYER = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "latent_magnitude", "latent_shift",
@@ -32,13 +33,17 @@ NO_LAYER = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "la
 
 class Reconstruction(NamedTuple):
     """What a training forward gives: `images` `(b, 3, h, w)` in about [-1, 1], the posterior's `mean` and
-    `logvar` `(b, c, h/f, w/f)` (without a posterior the latent and None), and `features`, the input of the decoder's
-    last convolution."""
+    `logvar` `(b, c, h/f, w/f)` (without a posterior the latent and None), and on request `features`, the input of the
+    decoder's last convolution.
+
+    Fabric copies what a forward returns to fp32 under mixed precision. The features are as large as an image of 128
+    channels (kl-f8, 16 of 256²: 0.5 GB, beside the 0.25 GB in bf16 that the backward pass keeps anyway), so they are
+    returned only while the discriminator's adaptive weight asks for them."""
 
     images: Tensor
     mean: Tensor
     logvar: Tensor | None
-    features: Tensor
+    features: Tensor | None
 
 
 class Autoencoder(nn.Module, ABC):
@@ -62,11 +67,16 @@ class Autoencoder(nn.Module, ABC):
         """The weight of the decoder's last convolution."""
 
     @abstractmethod
-    def forward(self, images: Tensor, noise: Tensor | None) -> Reconstruction:
-        """Images `(b, 3, h, w)` in [-1, 1]; `noise` `(b, c, h/f, w/f)` of the posterior, None for its mean."""
+    def forward(self, images: Tensor, noise: Tensor | None, transform: LatentTransform | None = None,
+                features: bool = False) -> Reconstruction:
+        """Images `(b, 3, h, w)` in [-1, 1]; `noise` `(b, c, h/f, w/f)` of the posterior, None for its mean;
+        `transform`, what happens to the latent before it is decoded; whether to return the `features`."""
 
-    def _run(self, block: nn.Module, h: Tensor) -> Tensor:
-        return checkpoint(block, h, use_reentrant=False) if self.checkpointing and self.training else block(h)
+    def _run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """`function(*args)`, its activations computed anew in the backward pass where memory is to be saved."""
+        if self.checkpointing and self.training:
+            return checkpoint(function, *args, use_reentrant=False)
+        return function(*args)
 
 
 class TrainedCodec(Codec):

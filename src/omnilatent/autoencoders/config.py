@@ -16,6 +16,8 @@ import tyro
 from ..errors import UserError
 from ..training.config import OptimizerConfig, RunConfig, check_least
 
+LEAST_SPECTRUM = 8  # latent positions a side that have radial bands to speak of, as for the spectrum's slope
+
 
 @dataclass(frozen=True)
 class KLConfig:
@@ -135,16 +137,48 @@ class LossConfig:
     """Channels of its first layer."""
     disc_layers: int = 3
     """Its depth: three layers see patches of 70×70 pixels."""
+    scale_equivariance: float = 0.0
+    """Share of the steps that shrink the latent, decode it and compare with the image shrunk likewise (EQ-VAE,
+    Kouzelis et al. 2025, arXiv 2502.09509: ‖D(τ E(x)) − τ x‖; there 0.5 with the rotation's)."""
+    rotation_equivariance: float = 0.0
+    """The same with the latent turned by 90°, 180° or 270°; with equal shares both happen in the same steps."""
+    spectrum_weight: float = 0.0
+    """Weight of (log p − log q)², mean over channels and radial bands: p the latent's share of power in a band, q the
+    downsampled image's (why: Skorokhodov et al. 2025, arXiv 2502.14831). The term is 4.4 for white noise, 0.9 for the
+    bundled model on photos, 0.1 for the three colours themselves."""
 
     def __post_init__(self) -> None:
-        check_least(self, 0, "l1", "l2", "kl_weight", "perceptual_weight", "adversarial_weight", "disc_start_step")
+        check_least(self, 0, "l1", "l2", "kl_weight", "perceptual_weight", "adversarial_weight", "disc_start_step",
+                    "scale_equivariance", "rotation_equivariance", "spectrum_weight")
         check_least(self, 1, "disc_width", "disc_layers")
+        if not (self.l1 or self.l2 or (self.perceptual != "none" and self.perceptual_weight)):
+            raise ValueError("--l1, --l2 and --perceptual leave nothing to compare the image by; give one of them a "
+                             "weight")
+        for name in ("scale_equivariance", "rotation_equivariance"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; a share of the steps is at "
+                                 "most 1")
 
     @property
     def disc_least_side(self) -> int:
         """The smallest height and width that the discriminator has an opinion on: each strided layer halves them, and
         the two that follow take one row each."""
         return 3 * 2**self.disc_layers
+
+    @property
+    def least_side(self) -> int:
+        """The smallest height and width on which every term that is on is defined."""
+        sides = [1]
+        if self.adversarial_weight:
+            sides.append(self.disc_least_side)
+        if self.perceptual == "lpips" and self.perceptual_weight:
+            sides.append(16)  # VGG halves it four times
+        return max(sides)
+
+
+def shrunk_sides(side: int) -> tuple[int, ...]:
+    """The sides that scale equivariance shrinks a latent of `side` positions to: few, so that compiled shapes are."""
+    return tuple(round(side * share) for share in (0.75, 0.5))
 
 
 @dataclass(frozen=True)
@@ -195,11 +229,28 @@ class AutoencoderTraining:
             UserError: the crops are no multiple of the downsampling, or too small for the discriminator.
         """
         size, loss = self.crops.size, self.loss
-        if init is None and size % self.model.downsampling:
-            raise UserError(f"--size {size} is not a multiple of the model's downsampling {self.model.downsampling}.")
+        if init is None:
+            self.check_grid()
         if loss.adversarial_weight and size < loss.disc_least_side:
             raise UserError(f"--size {size} is too small for --disc-layers {loss.disc_layers}, which needs "
                             f"{loss.disc_least_side} pixels: enlarge the crops, or take fewer layers.")
+
+    def check_grid(self) -> None:
+        """Refuse crops that the latent's grid is not made for.
+
+        Raises:
+            UserError: the crops are no multiple of the downsampling, or too small for a regulariser.
+        """
+        size, f, loss = self.crops.size, self.model.downsampling, self.loss
+        if size % f:
+            raise UserError(f"--size {size} is not a multiple of the model's downsampling {f}.")
+        if loss.spectrum_weight and size < LEAST_SPECTRUM * f:
+            raise UserError(f"--size {size} is too small for --spectrum-weight, which needs {LEAST_SPECTRUM} latent "
+                            f"positions a side: enlarge the crops to at least {LEAST_SPECTRUM * f} pixels.")
+        smallest = min(shrunk_sides(size // f)) * f
+        if loss.scale_equivariance and smallest < loss.least_side:
+            raise UserError(f"--size {size} is too small for --scale-equivariance, which shrinks the crops to "
+                            f"{smallest} pixels where the loss needs {loss.least_side}: enlarge the crops.")
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from .. import hub
 from ..errors import UserError
 from ..latent import Codec, DiagonalGaussian, Latent, LatentSpec, Point, Provenance
+from . import blocks
 from .key_names import modern
 from .loading import build, read_tensors, weight_files
+from .tiled import Halves, TiledCodec, UnknownLayer, kl_halves, tiny_halves
 
 Config = Mapping[str, Any]
 Moments = tuple[Tensor, Tensor | None]  # mean and log variance; no variance for a deterministic encoder
@@ -39,6 +41,7 @@ class Family:
         decode: (module, un-normalised latent) → images in [-1, 1].
         statistics: (module, configuration) → shift and scale of `LatentSpec`, as the model's pipeline normalises.
         kind: the kind of latent.
+        halves: module → its layers, for images that need tiles; None: such images run whole.
     """
 
     downsampling: Callable[[Config], int]
@@ -47,6 +50,7 @@ class Family:
     decode: Callable[[Any, Tensor], Tensor]
     statistics: Callable[[nn.Module, Config], tuple[tuple[float, ...], tuple[float, ...]]]
     kind: str = "gaussian"
+    halves: Callable[[Any], Halves] | None = None
 
 
 def _posterior(module: Any, images: Tensor) -> Moments:
@@ -58,15 +62,26 @@ def _decode(module: Any, raw: Tensor) -> Tensor:
     return module.decode(raw).sample
 
 
+def _kl_posterior(module: Any, images: Tensor) -> Moments:
+    if not blocks.fits(module):
+        return _posterior(module, images)
+    mean, logvar = blocks.encode(module, images).chunk(2, dim=1)
+    return mean, logvar.clamp(-30.0, 20.0)  # as diffusers' posterior
+
+
+def _kl_decode(module: Any, raw: Tensor) -> Tensor:
+    return blocks.decode(module, raw) if blocks.fits(module) else _decode(module, raw)
+
+
 def _packed_posterior(module: Any, images: Tensor) -> Moments:
     """FLUX.2's transformer sees squares of `patch_size` latent pixels as channels, ordered (channel, row, column)."""
     patch = module.config.patch_size[0]
-    mean, logvar = _posterior(module, images)
+    mean, logvar = _kl_posterior(module, images)
     return F.pixel_unshuffle(mean, patch), F.pixel_unshuffle(logvar, patch)
 
 
 def _decode_packed(module: Any, raw: Tensor) -> Tensor:
-    return _decode(module, F.pixel_shuffle(raw, module.config.patch_size[0]))
+    return _kl_decode(module, F.pixel_shuffle(raw, module.config.patch_size[0]))
 
 
 def _first_frame_posterior(module: Any, images: Tensor) -> Moments:
@@ -109,17 +124,19 @@ def _hunyuan_downsampling(config: Config) -> int:
 
 FAMILIES = {
     "AutoencoderKL": Family(
-        _halvings("block_out_channels"), lambda c: c["latent_channels"], _posterior, _decode, _factors),
+        _halvings("block_out_channels"), lambda c: c["latent_channels"], _kl_posterior, _kl_decode, _factors,
+        halves=kl_halves),
     "AutoencoderTiny": Family(
         _halvings("encoder_block_out_channels"), lambda c: c["latent_channels"],
-        lambda module, images: (module.encode(images).latents, None), _decode, _factors, "point"),
+        lambda module, images: (module.encode(images).latents, None), _decode, _factors, "point",
+        tiny_halves),
     "AutoencoderDC": Family(
         _halvings("encoder_block_out_channels"), lambda c: c["latent_channels"],
         lambda module, images: (module.encode(images).latent, None), _decode, _factors, "point"),
     "AutoencoderKLFlux2": Family(
         lambda c: _halvings("block_out_channels")(c) * c["patch_size"][0],
         lambda c: c["latent_channels"] * c["patch_size"][0] ** 2,
-        _packed_posterior, _decode_packed, _running_statistics),
+        _packed_posterior, _decode_packed, _running_statistics, halves=kl_halves),
     "AutoencoderKLQwenImage": Family(
         lambda c: 2 ** len(c["temperal_downsample"]), lambda c: c["z_dim"],
         _first_frame_posterior, _decode_first_frame, _factors),
@@ -128,7 +145,7 @@ FAMILIES = {
 }
 
 
-class DiffusersCodec(Codec):
+class DiffusersCodec(TiledCodec):
     """One of diffusers' autoencoders for use. `to_diffusers` gives the model itself back."""
 
     def __init__(self, module: Any, provenance: Provenance) -> None:
@@ -154,6 +171,26 @@ class DiffusersCodec(Codec):
 
     def _decode(self, raw: Tensor) -> Tensor:
         return self.family.decode(self.module, raw) / 2 + 0.5
+
+    def _halves(self) -> Halves:
+        if self.family.halves is None:
+            raise UnknownLayer(type(self.module).__name__)
+        return self.family.halves(self.module)
+
+    def _latent(self, moments: Tensor) -> Latent:
+        if self.spec.kind == "point":
+            return Point(self.spec.normalise(moments))
+        moments = F.pixel_unshuffle(moments, self._patch)
+        mean, logvar = moments.chunk(2, dim=1)
+        return DiagonalGaussian(mean, logvar.clamp(-30.0, 20.0), self.spec)  # as diffusers' posterior
+
+    def _raw(self, raw: Tensor) -> Tensor:
+        return F.pixel_shuffle(raw, self._patch)
+
+    @property
+    def _patch(self) -> int:
+        """Side of the squares that FLUX.2 packs into channels."""
+        return self.module.config.get("patch_size", (1,))[0]
 
 
 def open_folder(path: Path, name: str, files: list[Path] | None = None) -> Codec:

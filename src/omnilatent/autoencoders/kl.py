@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError, library
 from ..latent import Codec, DiagonalGaussian, Latent, LatentSpec, Point
+from . import blocks
 from .architecture import Architecture, Autoencoder, Reconstruction, TrainedCodec, check_same_layers, open_trained
 from .config import KLConfig
+from .regularisers import LatentTransform, transform_latent
+from .tiled import Halves, TiledCodec, kl_halves
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -70,41 +73,29 @@ class KLAutoencoder(Autoencoder):
     def last_layer(self) -> nn.Parameter:
         return self.vae.decoder.conv_out.weight
 
-    def forward(self, images: Tensor, noise: Tensor | None) -> Reconstruction:
+    def forward(self, images: Tensor, noise: Tensor | None, transform: LatentTransform | None = None,
+                features: bool = False) -> Reconstruction:
         """Images `(b, 3, h, w)` in [-1, 1], `noise` `(b, c, h/f, w/f)` drawn from N(0, I).
 
         Without noise the decoder gets the posterior's mean.
         """
         mean, logvar = self.posterior(images)
         z = mean if noise is None else mean + torch.exp(0.5 * logvar) * noise
-        features = self.features(z)
-        return Reconstruction(self.vae.decoder.conv_out(features), mean, logvar, features)
+        last = self.features(transform_latent(z, transform))
+        return Reconstruction(self.vae.decoder.conv_out(last), mean, logvar, last if features else None)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, the latter within `LEAST_LOGVAR` and `MOST_LOGVAR`."""
-        encoder = self.vae.encoder
-        h = encoder.conv_in(images)
-        for block in encoder.down_blocks:
-            h = self._run(block, h)
-        h = self._run(encoder.mid_block, h)
-        moments = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(h)))
-        if self.vae.quant_conv is not None:
-            moments = self.vae.quant_conv(moments)
+        moments = blocks.encode(self.vae, images, self._run)
         mean, logvar = moments.float().chunk(2, dim=1)
         return mean, logvar.clamp(LEAST_LOGVAR, MOST_LOGVAR)
 
     def features(self, z: Tensor) -> Tensor:
         """Un-normalised latent → the input of the decoder's last convolution `(b, widths[0], h, w)`."""
-        decoder = self.vae.decoder
-        if self.vae.post_quant_conv is not None:
-            z = self.vae.post_quant_conv(z)
-        h = self._run(decoder.mid_block, decoder.conv_in(z))
-        for block in decoder.up_blocks:
-            h = self._run(block, h)
-        return decoder.conv_act(decoder.conv_norm_out(h))
+        return blocks.decode_features(self.vae, z, self._run)
 
 
-class KLCodec(TrainedCodec):
+class KLCodec(TiledCodec, TrainedCodec):
     """A KL autoencoder for use. `encode` gives a `DiagonalGaussian`, or a `Point` for a plain autoencoder."""
 
     module: AutoencoderKL
@@ -121,18 +112,20 @@ class KLCodec(TrainedCodec):
         return model
 
     def _encode(self, images: Tensor) -> Latent:
-        moments = self.module.encoder(_two_if_single(images * 2 - 1, self.spec.downsampling))[: len(images)]
-        if self.module.quant_conv is not None:
-            moments = self.module.quant_conv(moments)
+        doubled = _two_if_single(images, self.spec.downsampling)
+        return self._latent(blocks.encode(self.module, doubled * 2 - 1)[: len(images)])
+
+    def _halves(self) -> Halves:
+        return kl_halves(self.module)
+
+    def _latent(self, moments: Tensor) -> Latent:
         mean, logvar = moments.chunk(2, dim=1)
         if self.spec.kind == "point":
             return Point(self.spec.normalise(mean))
         return DiagonalGaussian(mean, logvar.clamp(LEAST_LOGVAR, MOST_LOGVAR), self.spec)
 
     def _decode(self, raw: Tensor) -> Tensor:
-        if self.module.post_quant_conv is not None:
-            raw = self.module.post_quant_conv(raw)
-        return self.module.decoder(_two_if_single(raw, 1))[: len(raw)] / 2 + 0.5
+        return blocks.decode(self.module, _two_if_single(raw, 1))[: len(raw)] / 2 + 0.5
 
 
 def _two_if_single(x: Tensor, side: int) -> Tensor:

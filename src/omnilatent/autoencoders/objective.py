@@ -1,24 +1,27 @@
-"""What an autoencoder's reconstruction is pulled towards, as gradients by its pixels.
+"""What an autoencoder's reconstruction and latent are pulled towards.
 
 - `Pull`: the gradients of the reconstruction terms and of the discriminator's opinion, apart from each other.
-- `Objective`: computes them, and weighs one against the other by the gradients that the last layer would receive.
+- `Objective`: computes them, and weighs one against the other by the gradients that the last layer would receive;
+  beside them the terms that look at the latent.
 
 The gradients stop at the pixels, so the task sends one combined gradient back through the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..latent import DiagonalGaussian, LatentSpec
 from ..losses.adversarial import adaptive_weight, last_layer_gradient
 from ..losses.reconstruction import pixel_loss
 from .architecture import Autoencoder, Reconstruction
 from .config import LossConfig
+from .regularisers import spectrum_loss
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -36,7 +39,7 @@ class Pull:
 
 
 class Objective:
-    """The terms of `LossConfig` that look at pixels.
+    """The terms of `LossConfig`.
 
     Args:
         model: the bare module, whose last layer the adaptive weight looks at.
@@ -70,8 +73,22 @@ class Objective:
         numbers["adversarial"] = -logits.detach().mean()
         return Pull(leaf.detach(), gradient, opinion / logits.numel(), numbers)
 
+    def latent_terms(
+        self, out: Reconstruction, images: Tensor, variational: bool
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """The weighted terms on the latent of `images` `(b, 3, h, w)`, not the transformed one, each with its own
+        value for the log: KL in nats an image, the spectrum's squared log ratio."""
+        if variational:
+            spec = LatentSpec(out.mean.shape[1], images.shape[-1] // out.mean.shape[-1])
+            kl = DiagonalGaussian(out.mean, out.logvar, spec).kl().mean()
+            yield self.config.kl_weight * kl / images[0].numel(), {"kl": kl.detach()}
+        if self.config.spectrum_weight:
+            spectrum = spectrum_loss(out.mean, images).mean()
+            yield self.config.spectrum_weight * spectrum, {"spectrum": spectrum.detach()}
+
     def last_layer(self, out: Reconstruction, pull: Pull) -> Tensor:
         """The gradients `(2, …)` that the last layer's weight would receive from either side of the pull."""
+        assert out.features is not None and pull.adversarial is not None
         shape, gain = self.model.last_layer.shape, self.model.output_gain
         features, sides = out.features.detach(), (pull.reconstruction, pull.adversarial)
         return torch.stack([gain * last_layer_gradient(features, shape, side) for side in sides])

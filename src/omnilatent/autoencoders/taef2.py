@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from .. import hub
 from ..errors import UserError
 from ..latent import Codec, Latent, LatentSpec, Point, Provenance
+from ..nn.tile_geometry import Layer
+from ..nn.tile_layers import Pointwise, Residual
 from .loading import read_tensors
+from .tiled import Halves, TiledCodec, layers_of, sequence, soft_clamp
 
 WIDTH = 64
 CHANNELS = 32
@@ -52,12 +55,19 @@ class Block(nn.Module):
             x = x + self.pool(x)
         return torch.relu(x + self.conv(x))
 
+    def tile_layers(self) -> list[Layer]:
+        pool = [] if self.pool is None else [Residual(layers_of(self.pool))]
+        return [*pool, Residual(layers_of(self.conv)), Pointwise(torch.relu_)]
+
 
 class SoftClamp(nn.Module):
     """Outliers of a latent that a generator made are bent back into (-3, 3)."""
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.tanh(z / 3) * 3
+        return soft_clamp(z)
+
+    def tile_layers(self) -> list[Layer]:
+        return [Pointwise(soft_clamp)]
 
 
 def encoder() -> nn.Sequential:
@@ -88,7 +98,7 @@ class Taef2(nn.Module):
         return self.decoder(self.encoder(images))
 
 
-class Taef2Codec(Codec):
+class Taef2Codec(TiledCodec):
     """TAEF2 for use."""
 
     module: Taef2
@@ -97,10 +107,16 @@ class Taef2Codec(Codec):
         super().__init__(module, LatentSpec(channels=CHANNELS, downsampling=8, kind="point"), provenance)
 
     def _encode(self, images: Tensor) -> Latent:
-        return Point(self.module.encoder(images))
+        return self._latent(self.module.encoder(images))
 
     def _decode(self, raw: Tensor) -> Tensor:
         return self.module.decoder(raw)
+
+    def _halves(self) -> Halves:
+        return Halves(sequence(self.module.encoder), sequence(self.module.decoder))
+
+    def _latent(self, moments: Tensor) -> Latent:
+        return Point(moments)
 
 
 def open_folder(path: Path, name: str) -> Codec:

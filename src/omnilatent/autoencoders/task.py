@@ -1,4 +1,4 @@
-"""One training step of an image autoencoder: reconstruction, perceptual, KL and adversarial terms together.
+"""One training step of an image autoencoder: reconstruction, perceptual, latent and adversarial terms together.
 
 The generator's step takes the pixels' gradients from objective.py and sends one combined gradient back through the
 model; the discriminator takes its own step after it.
@@ -23,12 +23,13 @@ from ..data.splits import split
 from ..data.training import Batch, TrainingImages, batches
 from ..errors import UserError
 from ..hub import load, read_config, write_model
-from ..latent import DiagonalGaussian, LatentSpec, Provenance
+from ..latent import LatentSpec, Provenance
 from ..losses.adversarial import PatchDiscriminator, hinge_loss
 from ..losses.perceptual import perceptual_loss
 from ..metrics.protocol import evaluate
 from ..training.config import from_json
 from ..training.ema import EMA
+from ..training.muon import Muon
 from ..training.schedule import warmup_cosine
 from ..training.task import Logged
 from .architecture import Architecture, TrainedCodec
@@ -36,6 +37,7 @@ from .card import model_card
 from .config import AutoencoderTraining, KLConfig, TinyConfig
 from .kl import KL
 from .objective import Objective
+from .regularisers import LatentTransform, choose_transform
 from .tiny import TINY
 
 if TYPE_CHECKING:
@@ -75,9 +77,11 @@ class AutoencoderTask:
             self.initial = vae.state_dict()
             if freeze == "encoder":  # the latents stay the source's, so their normalisation does too
                 self.spec = replace(spec, kind="gaussian" if config.model.variational else "point")
-        size, f = config.crops.size, config.model.downsampling
-        if size % f:
-            raise UserError(f"--size {size} is not a multiple of the model's downsampling {f}.")
+        config.check_grid()  # again: the model may be another one by now
+        if config.loss.spectrum_weight and freeze == "encoder":
+            raise UserError("--spectrum-weight changes the encoder, which --freeze encoder keeps: leave one of them "
+                            "out.")
+        size = config.crops.size
         source, held_out = (open_images(d, config.crops.max_pixels) if isinstance(d, str) else d for d in (data, val))
         if held_out is None:
             source, held_out = split(source, config.crops.held_out)
@@ -124,19 +128,30 @@ class AutoencoderTask:
             if getattr(model.vae, part) is not None:  # some KL models have no quant convolutions
                 getattr(model.vae, part).requires_grad_(False)
         fast = config.run.compile and fabric.device.type == "cuda"
+        if fast:  # four sizes of latent, with and without features and gradients, are more than torch's 8
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 16)
         if fabric.device.type == "cuda":
             model = model.to(memory_format=torch.channels_last)
         learned = [p for p in model.parameters() if p.requires_grad]
         self.bare = model.to(fabric.device)
         self.ema = EMA(self.bare, config.optimizer.ema_decay)
-        self.model, self.optimizer = fabric.setup(torch.compile(model) if fast else model, self._adam(learned))
+        # Shapes are few and known (see regularisers.py); one graph for all of them would be slower.
+        compiled = torch.compile(model, dynamic=False) if fast else model
+        self.model, self.optimizer = fabric.setup(compiled, self._optimizer(learned))
         self.bare_disc: PatchDiscriminator | None = None
         if self.adversarial:
             self.bare_disc = PatchDiscriminator(config.loss.disc_width, config.loss.disc_layers).to(fabric.device)
-            self.disc, self.disc_optimizer = fabric.setup(self.bare_disc, self._adam(list(self.bare_disc.parameters())))
+            adam = self._adam(list(self.bare_disc.parameters()))
+            self.disc, self.disc_optimizer = fabric.setup(self.bare_disc, adam)
         if isinstance(self.perceptual, nn.Module):
             self.perceptual.to(fabric.device)
         self.objective = Objective(config.loss, fabric, self.bare, self.perceptual, self.bare_disc)
+
+    def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        o = self.config.optimizer
+        if o.optimizer == "muon":
+            return Muon(parameters, o.lr, o.betas, weight_decay=o.weight_decay)
+        return self._adam(parameters)
 
     def _adam(self, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
         o = self.config.optimizer
@@ -160,17 +175,19 @@ class AutoencoderTask:
             self.skipped(file, reason)
         config, start = self.config, self.config.loss.disc_start_step
         adversarial = self.adversarial and position >= start
-        self._set_lr(self.optimizer, position, 0)
+        self._set_lr(self.optimizer, position, 0, config.optimizer.lr)
         images = batch.images.to(self.fabric.device, non_blocking=True).float() / 127.5 - 1
         parts = images.chunk(config.run.accumulate)
         positions = batch.positions.split([len(part) for part in parts])
         noises = [self._noise(p.tolist()) if config.model.variational else None for p in positions]
-        weight = self._whole_batch_weight(parts, noises) if adversarial and len(parts) > 1 else None
+        goals, transform = self._transformed(parts, position)
+        inputs = list(zip(parts, noises, goals, strict=True))
+        weight = self._whole_batch_weight(inputs, transform) if adversarial and len(parts) > 1 else None
         logged: dict[str, Tensor] = {}
         fakes = []
-        for number, (part, noise) in enumerate(zip(parts, noises, strict=True)):
+        for number, part in enumerate(inputs):
             with self.fabric.no_backward_sync(self.model, enabled=number < len(parts) - 1):
-                numbers, fake = self._generator_part(part, noise, adversarial, weight, 1 / len(parts))
+                numbers, fake = self._generator_part(*part, transform, adversarial, weight, 1 / len(parts))
             for name, value in numbers.items():
                 logged[name] = logged.get(name, 0) + value / len(parts)
             fakes.append(fake)
@@ -181,41 +198,52 @@ class AutoencoderTask:
         self.optimizer.zero_grad()
         self.ema.update(position)
         if adversarial:
-            logged["disc_loss"] = self._discriminator_step(parts, fakes, position)
+            logged["disc_loss"] = self._discriminator_step(goals, fakes, position)
         return logged
 
-    def _whole_batch_weight(self, parts: Sequence[Tensor], noises: Sequence[Tensor | None]) -> Tensor:
+    def _transformed(self, parts: Sequence[Tensor], step: int) -> tuple[Sequence[Tensor], LatentTransform | None]:
+        """What this step's reconstructions are compared with, and what happens to their latents: τ of both."""
+        config, f = self.config, self.config.model.downsampling
+        whole = config.crops.size // f
+        chosen = choose_transform(config.loss, config.run.seed, step, whole)
+        if chosen is None:
+            return parts, None
+        return [chosen.images(part, f) for part in parts], chosen.latents(self.fabric.device)
+
+    def _whole_batch_weight(
+        self, inputs: Sequence[tuple[Tensor, Tensor | None, Tensor]], transform: LatentTransform | None
+    ) -> Tensor:
         """The adversarial weight of a batch in several parts, by a forward pass over all of them beforehand: a
         weight for each part would make the gradients depend on the split."""
         both = []
-        for part, noise in zip(parts, noises, strict=True):
+        for images, noise, goal in inputs:
             with torch.no_grad():
-                out = self.model(part, noise)
-            both.append(self.objective.last_layer(out, self.objective.pull(out.images, part, adversarial=True)))
+                out = self.model(images, noise, transform, True)
+            both.append(self.objective.last_layer(out, self.objective.pull(out.images, goal, adversarial=True)))
         return self.objective.weight(torch.stack(both).mean(0))
 
     def _generator_part(
-        self, images: Tensor, noise: Tensor | None, adversarial: bool, weight: Tensor | None, share: float
+        self, images: Tensor, noise: Tensor | None, goal: Tensor, transform: LatentTransform | None, adversarial: bool,
+        weight: Tensor | None, share: float,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Forward and backward of one part of the batch, which is `share` of this process's batch."""
-        out = self.model(images, noise)
-        pull = self.objective.pull(out.images, images, adversarial)
+        out = self.model(images, noise, transform, adversarial and weight is None)
+        pull = self.objective.pull(out.images, goal, adversarial)
         numbers, gradient = dict(pull.numbers), pull.reconstruction
         if adversarial:
             weight = self.objective.weight(self.objective.last_layer(out, pull)) if weight is None else weight
             gradient = gradient + weight * pull.adversarial
             numbers["adaptive_weight"] = weight
         surrogate = (out.images.float() * gradient).sum()  # its gradient is the combined one
-        if self.config.model.variational:
-            kl = DiagonalGaussian(out.mean, out.logvar, self._raw_spec()).kl().mean()
-            kl_loss = self.config.loss.kl_weight * kl / images[0].numel()
-            numbers |= {"loss": numbers["loss"] + kl_loss.detach(), "kl": kl.detach()}  # kl in nats an image
-            surrogate = surrogate + kl_loss
+        for term, seen in self.objective.latent_terms(out, images, self.config.model.variational):
+            numbers |= {"loss": numbers["loss"] + term.detach(), **seen}
+            surrogate = surrogate + term
         self.fabric.backward(surrogate * share)
         return numbers, pull.images
 
     def _discriminator_step(self, reals: Sequence[Tensor], fakes: list[Tensor], position: int) -> Tensor:
-        self._set_lr(self.disc_optimizer, position, self.config.loss.disc_start_step)
+        o = self.config.optimizer
+        self._set_lr(self.disc_optimizer, position, self.config.loss.disc_start_step, o.disc_lr or o.lr)
         total = torch.zeros((), device=self.fabric.device)
         whole = sum(map(len, reals))
         for number, (real, fake) in enumerate(zip(reals, fakes, strict=True)):
@@ -231,11 +259,11 @@ class AutoencoderTask:
         self.disc_optimizer.zero_grad()
         return total
 
-    def _set_lr(self, optimizer: Any, position: int, start: int) -> None:
+    def _set_lr(self, optimizer: Any, position: int, start: int, peak: float) -> None:
         o = self.config.optimizer
         share = warmup_cosine(position - start, max(1, self.config.run.steps - start), o.warmup, o.final_lr)
         for group in optimizer.param_groups:
-            group["lr"] = o.lr * share
+            group["lr"] = peak * share
 
     def _noise(self, positions: list[int]) -> Tensor:
         """N(0, I) noise of the posterior, drawn image by image from (seed, position): equal on any number of ranks."""

@@ -23,6 +23,8 @@ from ..errors import UserError, library
 from ..latent import Codec, Latent, LatentSpec, Point
 from .architecture import Architecture, Autoencoder, Reconstruction, TrainedCodec, check_same_layers, open_trained
 from .config import TinyConfig
+from .regularisers import LatentTransform, transform_latent
+from .tiled import Halves, TiledCodec, tiny_halves
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
@@ -71,13 +73,14 @@ class TinyAutoencoder(Autoencoder):
     def last_layer(self) -> nn.Parameter:
         return self.vae.decoder.layers[-1].weight
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> Reconstruction:
+    def forward(self, images: Tensor, noise: Tensor | None = None, transform: LatentTransform | None = None,
+                features: bool = False) -> Reconstruction:
         """Images `(b, 3, h, w)` in [-1, 1]; `mean` of the result is the latent, `logvar` None."""
         assert noise is None, "a tiny autoencoder has no posterior to draw from"
         z = self._through(self.vae.encoder.layers, (images + 1) / 2).float()
-        *body, last = self.vae.decoder.layers
-        features = self._through(body, torch.tanh(z / 3) * 3)
-        return Reconstruction(last(features) * 2 - 1, z, None, features)
+        *body, out = self.vae.decoder.layers
+        last = self._through(body, torch.tanh(transform_latent(z, transform) / 3) * 3)
+        return Reconstruction(out(last) * 2 - 1, z, None, last if features else None)
 
     def _through(self, layers: Iterable[nn.Module], h: Tensor) -> Tensor:
         """Not diffusers' own checkpointing, which leaves out the encoder's step from [-1, 1] to [0, 1]."""
@@ -87,17 +90,23 @@ class TinyAutoencoder(Autoencoder):
         return h
 
 
-class TinyCodec(TrainedCodec):
+class TinyCodec(TiledCodec, TrainedCodec):
     """A tiny autoencoder for use. `encode` gives a `Point`."""
 
     module: AutoencoderTiny
     no_shift = 0.0
 
     def _encode(self, images: Tensor) -> Latent:
-        return Point(self.spec.normalise(self.module.encoder(images * 2 - 1)))
+        return self._latent(self.module.encoder(images * 2 - 1))
 
     def _decode(self, raw: Tensor) -> Tensor:
         return self.module.decoder(raw) / 2 + 0.5
+
+    def _halves(self) -> Halves:
+        return tiny_halves(self.module)
+
+    def _latent(self, moments: Tensor) -> Latent:
+        return Point(self.spec.normalise(moments))
 
 
 def open_checkpoint(path: Path, name: str) -> Codec:

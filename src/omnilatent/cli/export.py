@@ -1,8 +1,9 @@
-"""`omnilatent export NAME --to diffusers --out FOLDER`: a codec in another library's format.
+"""`omnilatent export NAME --to diffusers --out FOLDER`: a codec, or a store of latents, in another library's format.
 
 - `ExportOptions`, `main`: the command.
 - `export_folder`: a diffusers folder with its card, whole or not at all.
 - `export_file`: one .safetensors file that also states its class and configuration.
+- `export_store`: a store of latents as WebDataset's tar files.
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a codec in another library's format."""
+    """Write a codec, or a store of latents, in another library's format."""
 
     name: tyro.conf.Positional[str]
-    """A path, a bundled model or a hub id."""
-    to: Literal["diffusers", "safetensors"]
-    """A folder that diffusers' from_pretrained opens, or one .safetensors file with diffusers' tensor names."""
+    """A path, a bundled model or a hub id; with --to webdataset a store's folder."""
+    to: Literal["diffusers", "safetensors", "webdataset"]
+    """A folder that diffusers' from_pretrained opens, one .safetensors file with diffusers' tensor names, or tar files
+    as the WebDataset library reads them."""
     out: Path
     """The folder or file to write."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Floating point type of the written weights."""
+    rows_per_shard: int = 10_000
+    """Rows of a tar, with --to webdataset."""
     overwrite: bool = False
     """Replace what is at --out."""
 
@@ -45,6 +49,9 @@ def main(argv: list[str]) -> None:
     options = parse(ExportOptions, "export", argv)
     out = options.out.expanduser().resolve()
     check_target(out, options.to, options.overwrite)
+    if options.to == "webdataset":
+        export_store(Path(options.name).expanduser(), out, options.rows_per_shard)
+        return
     check_names([options.name])
     import torch
 
@@ -76,9 +83,10 @@ def check_target(out: Path, to: str, overwrite: bool) -> None:
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
             raise UserError(f"--out {out} is a folder with something in it: give a new one, or add --overwrite.")
-        if not (out / "config.json").exists():
+        kind, sign = ("an export", "provenance.json") if to == "webdataset" else ("a model", "config.json")
+        if not (out / sign).exists():
             raise UserError(
-                f"--out {out} holds other things than a model, which --overwrite would delete: give a new folder."
+                f"--out {out} holds other things than {kind}, which --overwrite would delete: give a new folder."
             )
 
 
@@ -113,6 +121,23 @@ def export_file(codec: Codec, file: Path) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def export_store(store: Path, folder: Path, rows_per_tar: int) -> None:
+    """Write the rows of a store of latents as tar files, with a line that says how many."""
+    from ..store.description import read_description
+
+    if rows_per_tar < 1:
+        raise UserError(f"--rows-per-shard {rows_per_tar} is too small: give at least 1.")
+    read_description(store)  # a wrong folder is answered before torch is imported
+    from ..store import LatentStore
+    from ..store.webdataset import export_webdataset
+
+    latents = LatentStore(store)
+    if not len(latents):
+        raise UserError(f"{store} holds no rows: repeat the 'omnilatent encode' that began it.")
+    tars = export_webdataset(latents, folder, rows_per_tar)
+    print(f"wrote {folder}: {len(latents):,} rows in {tars} tar file{'s' if tars > 1 else ''}")
 
 
 def card(codec: Codec, class_name: str) -> str:

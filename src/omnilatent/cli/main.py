@@ -17,9 +17,12 @@ COMMANDS = {
     "train": "learn a latent space: omnilatent train RECIPE --data DATA",
     "compare": "several codecs side by side on the same images: report (HTML) and figures (JSON)",
     "evaluate": "the same for one codec",
+    "encode": "images → a store of latents, at scale: omnilatent encode NAME DATA --out STORE",
+    "decode": "a store of latents → pictures",
     "info": "recipes and codecs there are; one codec's spec, licence and metrics",
-    "export": "write a codec in another library's format",
+    "export": "write a codec, or a store of latents, in another library's format",
     "push": "upload a codec to the hub",
+    "bench": "speed and memory on this machine: encoding, decoding, training steps, from files to a store",
 }
 
 

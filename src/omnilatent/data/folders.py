@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .images import MAX_PIXELS, read_image
+from .images import MAX_PIXELS, read_bytes, read_image
 from .names import Names
 
 
@@ -84,6 +85,17 @@ class ImageFiles:
                 return hashlib.file_digest(file, "sha256").digest()
             file.seek(-min(tail, os.fstat(file.fileno()).st_size), os.SEEK_END)
             return hashlib.sha256(file.read(tail)).digest()
+
+    def stored_stamp(self, i: int) -> tuple[int, int]:
+        status = self._path(i).stat()
+        return status.st_size, status.st_mtime_ns
+
+    def stored_bytes(self, i: int) -> bytes:
+        path = self._path(i)
+        return read_bytes(path, str(path))
+
+    def decode(self, i: int, contents: bytes) -> np.ndarray:
+        return read_image(io.BytesIO(contents), str(self._path(i)), self._max_pixels)
 
     def _path(self, i: int) -> Path:
         return Path(self._root, self._files[i])

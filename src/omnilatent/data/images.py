@@ -1,6 +1,7 @@
 """One image file → uint8 RGB, or one sentence why not; and the protocol's resize and crop.
 
 - `read_image`: any format Pillow decodes by itself, upright, RGB, 8 bits; `MAX_PIXELS` is its default limit.
+- `read_bytes`: a file's contents, for those who hash them before they decode them.
 - `UnreadableImage`: what it raises: the file, the reason, the remedy.
 - `IMAGE_SUFFIXES`: the suffixes that make a file in a folder or tar count as an image.
 - `resize_and_crop`: short side to a size with antialiasing, then the centre square.
@@ -90,6 +91,21 @@ def read_image(file: BinaryIO | Path, name: str, max_pixels: int = MAX_PIXELS) -
         except UnknownRange as unknown:
             raise UnreadableImage(name, f"{unknown}: convert it to an 8-bit PNG") from unknown
     return np.ascontiguousarray(_upright(pixels, orientation))
+
+
+def read_bytes(path: Path, name: str) -> bytes:
+    """The contents of a file that errors call `name`.
+
+    Raises:
+        UnreadableImage: missing, forbidden, or the disk fails.
+    """
+    with _opened(path, name) as stream:
+        try:
+            return stream.read()
+        except OSError as failure:
+            raise UnreadableImage(
+                name, f"cannot be read ({failure.strerror or failure}): check the disk that it lies on"
+            ) from failure
 
 
 @contextmanager

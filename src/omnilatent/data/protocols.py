@@ -27,10 +27,20 @@ class ImageSource(Protocol):
 
 @runtime_checkable
 class StoredImages(Protocol):
-    """What a source of files offers besides `ImageSource`, so that copies are found without decoding."""
+    """What a source of files offers besides `ImageSource`, so that copies and changes are found without decoding."""
 
     def stored_size(self, i: int) -> int:
         """Bytes of the file."""
 
     def stored_digest(self, i: int, tail: int | None = None) -> bytes:
         """SHA-256 of its last `tail` bytes, or of all of it."""
+
+    def stored_stamp(self, i: int) -> tuple[int, int]:
+        """(bytes of the file, nanoseconds of its last change, those of its tar in one); a change of the file changes
+        it. Raises OSError."""
+
+    def stored_bytes(self, i: int) -> bytes:
+        """The file's contents; raises `UnreadableImage`."""
+
+    def decode(self, i: int, contents: bytes) -> np.ndarray:
+        """What `read` gives, of contents that `stored_bytes` has read."""

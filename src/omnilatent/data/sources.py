@@ -145,6 +145,18 @@ class JoinedImages:
         part, inner = self._stored(i)
         return part.stored_digest(inner, tail)
 
+    def stored_stamp(self, i: int) -> tuple[int, int]:
+        part, inner = self._stored(i)
+        return part.stored_stamp(inner)
+
+    def stored_bytes(self, i: int) -> bytes:
+        part, inner = self._stored(i)
+        return part.stored_bytes(inner)
+
+    def decode(self, i: int, contents: bytes) -> np.ndarray:
+        part, inner = self._stored(i)
+        return part.decode(inner, contents)
+
     def _stored(self, i: int) -> tuple[StoredImages, int]:
         part, inner = self._locate(i)
         stored = self._parts[part]

@@ -34,13 +34,22 @@ class _Subset:
 
 
 class _StoredSubset(_Subset):
-    """A subset of files: their sizes and digests stay known, so that it can be split again."""
+    """A subset of files: what is known of files stays known, so that it can be split again."""
 
     def stored_size(self, i: int) -> int:
         return self._source.stored_size(int(self._indices[i]))  # type: ignore[attr-defined]
 
     def stored_digest(self, i: int, tail: int | None = None) -> bytes:
         return self._source.stored_digest(int(self._indices[i]), tail)  # type: ignore[attr-defined]
+
+    def stored_stamp(self, i: int) -> tuple[int, int]:
+        return self._source.stored_stamp(int(self._indices[i]))  # type: ignore[attr-defined]
+
+    def stored_bytes(self, i: int) -> bytes:
+        return self._source.stored_bytes(int(self._indices[i]))  # type: ignore[attr-defined]
+
+    def decode(self, i: int, contents: bytes) -> np.ndarray:
+        return self._source.decode(int(self._indices[i]), contents)  # type: ignore[attr-defined]
 
 
 def subset(source: ImageSource, indices: Iterable[int], name: str | None = None) -> ImageSource:

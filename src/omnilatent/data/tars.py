@@ -104,15 +104,7 @@ class TarImages:
         return f"{self._labels[tar]}/{self._members[tar][member]}"
 
     def read(self, i: int) -> np.ndarray:
-        tar, member = self._locate(i)
-        name = f"{self._tars[tar]}/{self._members[tar][member]}"
-        try:
-            contents = self._contents(i)
-        except OSError as failure:
-            raise UnreadableImage(
-                name, f"cannot be read from its tar ({failure.strerror}): check that the tar is still there"
-            ) from failure
-        return read_image(io.BytesIO(contents), name, self._max_pixels)
+        return self.decode(i, self.stored_bytes(i))
 
     def stored_size(self, i: int) -> int:
         tar, member = self._locate(i)
@@ -121,6 +113,24 @@ class TarImages:
     def stored_digest(self, i: int, tail: int | None = None) -> bytes:
         """SHA-256 of the member's last `tail` bytes, or of all of it."""
         return hashlib.sha256(self._contents(i, tail)).digest()
+
+    def stored_stamp(self, i: int) -> tuple[int, int]:
+        tar, member = self._locate(i)
+        return int(self._places[tar][member, 1]), os.stat(self._tars[tar]).st_mtime_ns
+
+    def stored_bytes(self, i: int) -> bytes:
+        try:
+            return self._contents(i)
+        except OSError as failure:
+            raise UnreadableImage(self._full_name(i), f"cannot be read from its tar ({failure.strerror}): check that "
+                                  "the tar is still there") from failure
+
+    def decode(self, i: int, contents: bytes) -> np.ndarray:
+        return read_image(io.BytesIO(contents), self._full_name(i), self._max_pixels)
+
+    def _full_name(self, i: int) -> str:
+        tar, member = self._locate(i)
+        return f"{self._tars[tar]}/{self._members[tar][member]}"
 
     def _contents(self, i: int, tail: int | None = None) -> bytes:
         tar, member = self._locate(i)

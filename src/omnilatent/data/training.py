@@ -7,24 +7,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import time
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..errors import UserError
 from .samples import TrainingImages
+from .workers import made_in_workers
 
 
 @dataclass(frozen=True)
@@ -67,8 +59,7 @@ def batches(
                          "expected batch_size >= 1, workers >= 0 and 0 <= rank < world")
     steps = _Steps(images, batch_size, rank, world)
     pin = pin and torch.cuda.is_available()
-    made = (steps[step] for step in range(start, stop)) if workers == 0 else _in_workers(steps, start, stop, workers)
-    for batch in made:
+    for batch in made_in_workers(steps, range(start, stop), workers):
         if isinstance(batch, UserError):
             raise batch
         yield batch.pin_memory() if pin else batch
@@ -93,85 +84,3 @@ class _Steps(Dataset[Batch | UserError]):
             positions=torch.tensor(positions, dtype=torch.int64),
             skipped=[row for sample in samples for row in sample.skipped],
         )
-
-
-def _in_workers(steps: _Steps, start: int, stop: int, workers: int) -> Iterator[Batch | UserError]:
-    loader = DataLoader(
-        steps,
-        batch_size=None,  # an item is a batch already
-        sampler=range(start, stop),
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_begin_worker,
-        # Without a generator of its own the loader draws from the global one, and workers would change the run.
-        generator=torch.Generator().manual_seed(0),
-        multiprocessing_context="fork" if sys.platform == "linux" else None,
-    )
-    with _signals_held(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
-        iterator = iter(loader)
-    try:
-        yield from iterator
-    except RuntimeError as failure:
-        if "DataLoader worker" not in str(failure):
-            raise
-        raise UserError(
-            "A data worker was ended from outside, most often for want of memory or of shared memory (/dev/shm): "
-            "use fewer --workers, or give the container more (docker run --shm-size 8g)."
-        ) from failure
-
-
-def _as_it_is(item: Batch | UserError) -> Batch | UserError:
-    return item
-
-
-def _begin_worker(worker: int) -> None:
-    """Ctrl-C, and a scheduler's SIGTERM, reach every process of the group: only the main one answers, finishes what
-    it must and ends the workers. A worker ends with its parent, and when its parent says so."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if _CAN_WAIT:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for `_watch` to receive
-    sys.excepthook = _report_unless_cut_off
-    parent = multiprocessing.parent_process()
-    assert parent is not None and parent.pid is not None  # this is a worker
-    threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()
-
-
-_CAN_WAIT = hasattr(signal, "sigtimedwait")  # not on macOS and Windows, where PyTorch's own handling stays
-
-
-def _watch(parent: int) -> None:
-    """End this worker within a second of its parent's end, at once on its parent's SIGTERM, on no other's.
-
-    PyTorch's own watch takes whoever is the parent when it begins for the process to outlive, so a worker whose run
-    was killed while it started would wait for ever.
-    """
-    while os.getppid() == parent:
-        if not _CAN_WAIT:
-            time.sleep(1)
-            continue
-        received = signal.sigtimedwait({signal.SIGTERM}, 1)
-        if received is not None and received.si_pid == parent:
-            break
-    os._exit(0)
-
-
-def _report_unless_cut_off(kind: type[BaseException], failure: BaseException, trace: TracebackType | None) -> None:
-    """`sys.excepthook` of a worker. The main process may end while a batch is handed over to it; the thread that
-    hands over would print that. Failures of the decoding itself do not come this way."""
-    if not issubclass(kind, (EOFError, OSError)):
-        sys.__excepthook__(kind, failure, trace)
-
-
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back while workers start, or they reach one that has not come to `_begin_worker`.
-    Workers keep them blocked from birth; here they arrive afterwards."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM} if _CAN_WAIT else {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -63,10 +63,14 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay, gradient clipping, and an average of the weights."""
+    """The optimiser with linear warm-up and cosine decay, gradient clipping, and an average of the weights."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: orthogonal momentum for the matrices, AdamW for the rest (training/muon.py); takes larger rates."""
     lr: float = 1e-4
     """Peak learning rate."""
+    disc_lr: float = 0.0
+    """Peak learning rate of a discriminator, which always has AdamW; 0: the same as --lr."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's momenta."""
     weight_decay: float = 0.0
@@ -81,7 +85,7 @@ class OptimizerConfig:
     """Decay of the exponential moving average of the weights, which is what is saved and measured."""
 
     def __post_init__(self) -> None:
-        check_least(self, 0, "lr", "weight_decay", "warmup", "final_lr", "clip")
+        check_least(self, 0, "lr", "disc_lr", "weight_decay", "warmup", "final_lr", "clip")
         for name, values in {"betas": self.betas, "ema_decay": (self.ema_decay,)}.items():
             if not all(0 <= value < 1 for value in values):
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; possible are 0 up to, not "

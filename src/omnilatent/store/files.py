@@ -1,0 +1,149 @@
+"""Files that are whole or not there, and one shard's tensors as such a file.
+
+- `replace_text`: a small text file.
+- `write_tensors`: arrays in pieces → a .safetensors file, without joining the pieces in memory.
+- `map_tensors`: a .safetensors file → arrays over its memory map.
+- `temporary_name`, `is_our_temporary`: names of unfinished files, which say which machine writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import platform
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+
+_NAMES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "U8": np.uint8, "I8": np.int8, "U16": np.uint16,
+          "I16": np.int16, "U32": np.uint32, "I32": np.int32, "U64": np.uint64, "I64": np.int64, "BOOL": np.bool_}
+_DTYPES = {np.dtype(dtype): name for name, dtype in _NAMES.items()}
+_ALIGNED = 64  # bytes: where the data begin, so that mapped arrays are aligned
+_HOST = platform.node().replace("/", "_") or "unknown"
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nobody else takes and that readers pass over."""
+    return path.with_name(f".writing-{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}@{_HOST}")
+
+
+def is_our_temporary(path: Path) -> bool:
+    """Whether `path` was being written on this machine. (Locks of other machines are not seen everywhere.)"""
+    return path.name.startswith(".writing-") and path.name.endswith(f"@{_HOST}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut, where the system offers that."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems refuse; their rename is their promise
+        pass
+    finally:
+        os.close(handle)
+
+
+def replace_text(path: Path, text: str, only_new: bool = False) -> bool:
+    """Write `text` to `path`, as a whole or not at all.
+
+    Args:
+        only_new: leave a file that is there, also one that comes to be in this instant, as it is.
+
+    Returns:
+        Whether it was written.
+    """
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if not only_new:
+            os.replace(temporary, path)
+        else:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without hard links: two writers in this very instant are not told apart
+                if path.exists():
+                    return False
+                os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Sequence[np.ndarray]]) -> int:
+    """Write a .safetensors file and flush it to the disk.
+
+    The layout is safetensors' own: the length of the head as a 64-bit integer, the head in JSON (filled up with
+    spaces), then the data (https://github.com/huggingface/safetensors#format).
+
+    Args:
+        tensors: name → pieces `(n_i, …)` of one type and shape, which follow one another along the first axis.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        ValueError: pieces do not fit together, or their type has no name in the format.
+    """
+    head: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, pieces in tensors.items():
+        first = pieces[0]
+        if any(piece.dtype != first.dtype or piece.shape[1:] != first.shape[1:] for piece in pieces):
+            raise ValueError(f"the pieces of {name} differ in type or shape: {[(p.dtype, p.shape) for p in pieces]}")
+        if first.dtype not in _DTYPES:
+            raise ValueError(f"{name} is {first.dtype}; a store takes {', '.join(map(str, _DTYPES))}")
+        size = sum(piece.nbytes for piece in pieces)
+        shape = [sum(len(piece) for piece in pieces), *first.shape[1:]]
+        head[name] = {"dtype": _DTYPES[first.dtype], "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(head).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNED)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for pieces in tensors.values():
+            for piece in pieces:
+                file.write(memoryview(np.ascontiguousarray(piece)).cast("B") if piece.size else b"")
+        file.flush()
+        os.fsync(file.fileno())
+    return 8 + len(text) + offset
+
+
+def map_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read-only arrays over the memory map of a .safetensors file; nothing but its head is read.
+
+    Raises:
+        UserError: the file is missing or not whole.
+    """
+    try:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        length = int.from_bytes(mapped[:8], "little")
+        head = json.loads(mapped[8 : 8 + length])
+        found = {}
+        for name, entry in head.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            dtype = np.dtype(_NAMES[entry["dtype"]])
+            found[name] = np.frombuffer(mapped, dtype, (end - begin) // dtype.itemsize, 8 + length + begin).reshape(
+                entry["shape"])
+        return found
+    except FileNotFoundError as failure:
+        raise UserError(f"{path} is missing, and rows of its store lie in it: restore it, or encode anew.") from failure
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as failure:
+        reason = " ".join(str(failure).split())
+        raise UserError(f"{path} is not a whole shard ({reason}): restore it, or encode anew.") from failure
