@@ -73,7 +73,7 @@ def _fine_tune(options: Demo, training: ImageSource, held_out: ImageSource) -> P
     recipe = kl_f8_small()
     config = dataclasses.replace(
         recipe,
-        optimizer=dataclasses.replace(recipe.optimizer, lr=2e-5, warmup=5, ema_decay=0.9),
+        optimizer=dataclasses.replace(recipe.optimizer, optimizer="adamw", lr=2e-5, warmup=5, ema_decay=0.9),
         crops=dataclasses.replace(recipe.crops, size=CROP, validation_images=SHOWN_MOST, min_scale=0.5),
         run=dataclasses.replace(recipe.run, steps=options.steps, batch_size=BATCH, save_every=10_000,
                                 validate_every=10_000, log_every=10, workers=0, compile=False),
