@@ -272,3 +272,14 @@ def test_a_very_long_picture_is_cut_before_it_is_enlarged() -> None:
     line[:, 50_000:] = 255
     small = resize_and_crop(line, 256)  # uncut it would pass through 256 x 25,600,000 pixels
     assert small.shape == (256, 256, 3) and small[0, 0, 0] < 128 < small[0, -1, 0]
+
+
+def test_running_out_of_memory_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    NOISE.save(tmp_path / "a.png")
+
+    def fail(image: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(MemoryError):
+        read_image(tmp_path / "a.png", "a.png")

@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
     device = choose_device(options.device)
     cuda = device == "cuda"
     if cuda:
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = True  # for diffusers' rows too
     codec = _codec(options, device)
     batch = options.batch_size or (64 if cuda else 4)
     console = Console()

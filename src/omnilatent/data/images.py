@@ -152,6 +152,8 @@ def _read_header(stream: BinaryIO, name: str) -> Image.Image:
                 return image
     except UnreadableImage:
         raise
+    except MemoryError:  # ours, not the file's: never a skip
+        raise
     except Exception as failure:  # a damaged file makes Pillow's readers raise nearly anything
         raise UnreadableImage(name, _damage(failure)) from failure
     raise UnreadableImage(
@@ -164,6 +166,8 @@ def _decode(image: Image.Image, name: str) -> int:
     try:
         with _whole_files_only():
             image.load()
+    except MemoryError:
+        raise
     except Exception as failure:
         raise UnreadableImage(name, _damage(failure)) from failure
     try:  # after load: Pillow turns TIFF files by itself and then drops their tag

@@ -189,7 +189,7 @@ class Encoding:
         """Encode a batch, on a GPU without waiting for it, and hand the result on."""
         clock = DeviceClock(self._on_cuda, self.stages)
         with clock.timed("transfer"):
-            images = batch.pixels.to(self.codec.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+            images = batch.pixels.to(self.codec.device, non_blocking=True).permute(0, 3, 1, 2)
         with clock.timed("encode"):
             tensors, shapes = self._rows_of(images, len(batch.items))
         with clock.timed("write"):
@@ -222,8 +222,8 @@ class Encoding:
         """On a GPU, choose kernels and compile before the clock starts; images of their own sizes cannot have that."""
         if self._on_cuda and self.config.size is not None:
             side = self.config.size
-            black = torch.zeros(self.config.batch_size, 3, side, side, dtype=torch.uint8, device=self.codec.device)
-            self._rows_of(black, len(black))
+            black = torch.zeros(self.config.batch_size, side, side, 3, dtype=torch.uint8, device=self.codec.device)
+            self._rows_of(black.permute(0, 3, 1, 2), len(black))  # in the layout that batches have
             torch.cuda.synchronize(self.codec.device)
 
     def _tell(self, writer: StoreWriter) -> None:

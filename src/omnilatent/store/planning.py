@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-import heapq
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,6 @@ import numpy as np
 from ..data.protocols import ImageSource, StoredImages
 from ..errors import UserError
 from .index import Index
-
-_PIECES = 8  # files of one size are dealt out in pieces of at most 1/8 of a share, or in pairs
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -44,7 +42,9 @@ def plan(source: ImageSource, index: Index, reader: str, part: int = 0, parts: i
         UserError: the store's rows come from other data with files of the same names.
     """
     stamps = stamps_of(source)
-    mine = np.ones(len(source), bool) if parts == 1 else shares(stamps[:, 0], parts) == part
+    mine = np.ones(len(source), bool)
+    if parts > 1:
+        mine = shares(stamps[:, 0], [source.key(i) for i in range(len(source))], parts) == part
     rows = {key: row for row, key in enumerate(index.keys)}
     _refuse_other_data(source, stamps, index, rows)
     todo, unchanged, given_up = [], 0, 0
@@ -73,28 +73,27 @@ def stamps_of(source: ImageSource) -> np.ndarray:
     return stamps
 
 
-def shares(sizes: np.ndarray, parts: int) -> np.ndarray:
-    """int64 `(n,)`: which of `parts` processes takes each file, from the files' sizes alone.
+def shares(sizes: np.ndarray, keys: Sequence[str], parts: int) -> np.ndarray:
+    """int64 `(n,)`: which of `parts` processes takes each file.
 
-    Shares differ by at most one piece. Files of one size, among which copies are, go to one process as long as they
-    are not too many to share out evenly; a copy that ends in another share is encoded there too.
+    A file's share follows from its size alone, so that copies meet in one process, and processes that look at a growing
+    folder at different times agree. Shares differ as chance has it, by about √n. Only where one size is that of more
+    than an eighth of a share (bitmaps, say) the file's key decides; a copy that lands in another share is encoded
+    there too.
     """
-    most = max(2, len(sizes) // (_PIECES * parts))
-    order = np.argsort(sizes, kind="stable")
-    ends = np.flatnonzero(np.diff(sizes[order], append=-2))  # the last file of each size
-    pieces: list[np.ndarray] = []
-    begin = 0
-    for end in (ends + 1).tolist():
-        pieces += [order[at : min(at + most, end)] for at in range(begin, end, most)]
-        begin = end
-    pieces.sort(key=len, reverse=True)  # stable: equal lengths stay in the order of their sizes
-    loads = [(0, part) for part in range(parts)]
-    share = np.zeros(len(sizes), np.int64)
-    for piece in pieces:
-        load, part = heapq.heappop(loads)
-        share[piece] = part
-        heapq.heappush(loads, (load + len(piece), part))
+    share = _mixed(sizes) % parts
+    _, place, count = np.unique(sizes, return_inverse=True, return_counts=True)
+    for i in np.flatnonzero(count[place] > max(2, len(sizes) / (8 * parts))).tolist():
+        share[i] = zlib.crc32(keys[i].encode("utf-8", "surrogateescape")) % parts
     return share
+
+
+def _mixed(sizes: np.ndarray) -> np.ndarray:
+    """int64 sizes → numbers as good as random (the finaliser of MurmurHash3), as int64 ≥ 0."""
+    x = sizes.astype(np.uint64)
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        x = (x ^ (x >> np.uint64(33))) * np.uint64(factor)
+    return (x >> np.uint64(33)).astype(np.int64)
 
 
 def _refuse_other_data(source: ImageSource, stamps: np.ndarray, index: Index, rows: dict[str, int]) -> None:

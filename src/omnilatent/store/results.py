@@ -53,8 +53,8 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 def packed(tensors: Mapping[str, Tensor], spec: LatentSpec) -> dict[str, np.ndarray]:
-    """As a store keeps them: codes as bits, everything else as it is."""
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    """As a store keeps them: codes as bits, everything else as it is; copies, so that pinned memory is free again."""
+    arrays = {name: tensor.numpy().copy() for name, tensor in tensors.items()}
     if "codes" in arrays:
         assert spec.codebook_size is not None
         arrays["codes"] = pack(arrays["codes"].reshape(len(arrays["codes"]), -1), spec.codebook_size)

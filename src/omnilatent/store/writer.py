@@ -120,15 +120,15 @@ class StoreWriter:
         places = places or [Place() for _ in rows]
         own = {name: values.shape[1:] for name, values in tensors.items()}
         group, now = self._group({**own, **(shapes or {})}), self._open
-        for number, (row, place) in enumerate(zip(rows, places, strict=True), start=now.counts[group]):
-            place.group, place.row = group, number
-            now.rows.append((row, place))
-        now.counts[group] += len(rows)
         for name, values in tensors.items():
             now.pieces[group].setdefault(name, []).append(values)
             now.bytes += values.nbytes
             if name in self._moments:
                 now.moments.setdefault(name, ChannelMoments()).update(values)
+        for number, (row, place) in enumerate(zip(rows, places, strict=True), start=now.counts[group]):
+            place.group, place.row = group, number
+            now.rows.append((row, place))
+        now.counts[group] += len(rows)
         if sum(now.counts) >= self._rows_per_shard or now.bytes >= BYTES or self._is_due():
             self.commit()
         return places
@@ -224,7 +224,8 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(failed=isinstance(failure, MemoryError))
+        # After a second Ctrl-C the thread that writes may be inside `add`: what is not committed is encoded again.
+        self.close(failed=isinstance(failure, (MemoryError, KeyboardInterrupt)))
 
 
 def _refuse_infinite(name: str, values: np.ndarray, rows: Sequence[Mapping[str, Any]]) -> None:
