@@ -73,11 +73,11 @@ class Run:
 
 NULL = "photos continued (null)"
 RUNS = (
-    Run("tuned on microscopy", ("microscopy",)),
-    Run("tuned on text", ("text",)),
     Run(NULL, ("photos",)),
-    Run("tuned on text, encoder kept", ("text",), "encoder"),
+    Run("tuned on microscopy", ("microscopy",)),
     Run("tuned on microscopy, encoder kept", ("microscopy",), "encoder"),
+    Run("tuned on text", ("text",)),
+    Run("tuned on text, encoder kept", ("text",), "encoder"),
     Run("tuned on text and photos", ("text", "photos")),
 )
 
