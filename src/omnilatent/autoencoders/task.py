@@ -6,7 +6,6 @@ model; the discriminator takes its own step after it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..data.protocols import ImageSource
 from ..data.sources import open_images
 from ..data.splits import split
 from ..data.training import Batch, TrainingImages, batches
+from ..data.workers import own_cores
 from ..errors import UserError
 from ..hub import load, read_config, write_model
 from ..latent import LatentSpec, Provenance
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 ARCHITECTURES: dict[type, Architecture] = {KLConfig: KL, TinyConfig: TINY}
+MOST_WORKERS = 16  # that decode, where --workers leaves it to us
 NORMALISATION_IMAGES = 32  # crops that the latent's mean and standard deviation are measured on
 
 
@@ -161,7 +162,7 @@ class AutoencoderTask:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         run, world = self.config.run, self.fabric.world_size
-        workers = _workers(run.workers)
+        workers = min(MOST_WORKERS, own_cores()) if run.workers < 0 else run.workers
         return batches(self.images, run.batch_size // world, start, stop, self.fabric.global_rank, world, workers,
                        pin=self.fabric.device.type == "cuda")
 
@@ -343,11 +344,3 @@ class AutoencoderTask:
         measured = self._held_out(n)
         parameters = sum(p.numel() for p in self.bare.parameters())
         return model_card(self.config, parameters, trained, measured, figures, self.command)
-
-
-def _workers(wish: int) -> int:
-    """Decoding processes for this process: its share of the cores that it may use, at most 16."""
-    if wish >= 0:
-        return wish
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.signals import stop_on_signal
 from ..errors import library
 from ..hub import choose_device
 from .checkpoint import load_state, prune, remove_beyond, save_checkpoint
@@ -106,7 +105,7 @@ def train(
         fabric.barrier()
 
     logging = RunLog(run, start) if main else nullcontext()
-    with logging as log, progress_bar(main and not quiet) as bar, _stop_after_this_step() as stop:
+    with logging as log, progress_bar(main and not quiet) as bar, stop_on_signal() as stop:
         row = bar.add_task(run.name, total=config.steps, completed=start, numbers="")
         if resume is not None:  # this late, since libraries draw random numbers while they start
             _load_random_state(before["random"], fabric)
@@ -160,31 +159,6 @@ def _averaged(logged: Logged, fabric: Fabric) -> dict[str, float]:
     """The numbers as plain floats, averaged over the processes."""
     numbers = [torch.as_tensor(v, dtype=torch.float32, device=fabric.device).detach() for v in logged.values()]
     return dict(zip(logged, fabric.all_reduce(torch.stack(numbers), reduce_op="mean").tolist(), strict=True))
-
-
-@contextmanager
-def _stop_after_this_step() -> Iterator[list[int]]:
-    """Yield a list that becomes non-empty with the first Ctrl-C or SIGTERM; only a second Ctrl-C stops at once.
-
-    Schedulers and torchrun may send SIGTERM more than once, or after the terminal's Ctrl-C: that is still one wish.
-    """
-    stop: list[int] = []
-
-    def ask(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and number in stop:
-            raise KeyboardInterrupt
-        stop.append(number)
-
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: leave the signals alone
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _random_state(fabric: Fabric) -> dict[str, Any]:
