@@ -17,8 +17,10 @@ from store_codecs import REGISTERED, TinyGaussian
 from omnilatent import hub
 from omnilatent.cli.main import main
 from omnilatent.data import EvaluationImages, open_images
+from omnilatent.errors import UserError
 from omnilatent.store import LatentStore
 from omnilatent.store.naming import picture_names, sample_names
+from omnilatent.store.ranks import Ranks
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -209,3 +211,11 @@ def test_real_photos_survive_the_way_there_and_back(here: Path) -> None:
     for key, image in EvaluationImages(open_images(kodak), 64):
         found = pixels_of(Path("out", key).with_suffix(".png"))
         np.testing.assert_array_equal(found, (image * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert Ranks(rank=1, world=4, local=1).device("cuda") == "cuda:1"
+    assert Ranks(rank=3, world=4, local=3).device("cpu") == Ranks().device("cpu") == "cpu"
+    with pytest.raises(UserError, match="has 2 GPUs .* give --nproc-per-node 2"):
+        Ranks(rank=3, world=4, local=3).device("cuda")

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from ..errors import UserError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -31,8 +33,17 @@ class Ranks:
                      (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
 
     def device(self, kind: str) -> str:
-        """Each process of a machine has its own GPU."""
-        return f"{kind}:{self.local}" if kind == "cuda" and self.world > 1 else kind
+        """Each process of a machine has its own GPU.
+
+        Raises:
+            UserError: there are fewer GPUs than processes.
+        """
+        if kind != "cuda" or self.world == 1:
+            return kind
+        if self.local >= torch.cuda.device_count():
+            raise UserError(f"This machine has {torch.cuda.device_count()} GPUs and torchrun started more processes on "
+                            f"it: give --nproc-per-node {torch.cuda.device_count()}.")
+        return f"cuda:{self.local}"
 
     def part(self, part: int, parts: int) -> tuple[int, int]:
         """The share of this process in share `part` of `parts`."""
@@ -58,6 +69,7 @@ def joined(ranks: Ranks, device: str) -> Iterator[None]:
     if on_cuda:
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if on_cuda else "gloo", timeout=timedelta(days=30))
+    torch.distributed.barrier()  # the processes connect now, while all of them are there
     try:
         yield
     finally:
