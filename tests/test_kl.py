@@ -118,7 +118,7 @@ def test_a_checkpoint_opens_here_and_in_plain_diffusers(codec: KLCodec, tmp_path
     torch.testing.assert_close(codec.encode(images).mode(), normalised)
 
 
-@pytest.mark.parametrize("size", [(37, 53), (1, 1), (255, 300), (40, 24)])
+@pytest.mark.parametrize("size", [(37, 53), (1, 1), (155, 100), (40, 24)])
 def test_any_size_comes_back(codec: KLCodec, size: tuple[int, int]) -> None:
     latent = codec.encode(torch.rand(1, 3, *size))
     assert latent.mode().shape[-2:] == codec.spec.grid(size)
