@@ -1,6 +1,7 @@
 """The store: what goes in comes out, whoever wrote it, however it was begun again."""
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import pickle
 import shutil
 import tarfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -310,14 +312,48 @@ def test_what_differs_is_not_mixed_in(photos: Path, tmp_path: Path, change: dict
     assert shard_numbers(tmp_path / "store") == before
 
 
-def test_another_folders_files_of_the_same_names_are_refused(photos: Path, tmp_path: Path) -> None:
-    encode(photos, tmp_path / "store")
-    picture(tmp_path / "other" / "03.png", 7, (50, 60))
-    with pytest.raises(UserError, match=r"made of photos and other has another file under the same name \(03\.png\): "
-                                        "encode the folder that holds both"):
-        encode(tmp_path / "other", tmp_path / "store")
-    photos.rename(tmp_path / "renamed")
-    assert encode(tmp_path / "renamed", tmp_path / "store").unchanged == 11
+def same_size(path: Path, seed: int) -> None:
+    """A bitmap of 20 × 24 pixels: all of them have one size in bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(path, "BMP")
+
+
+@pytest.mark.parametrize("make", [picture, same_size])
+@pytest.mark.parametrize("name", ["other", "elsewhere/photos"])  # a folder of the same name is another folder too
+def test_another_folders_files_of_the_same_names_are_refused(
+    tmp_path: Path, make: Callable[[Path, int], None], name: str
+) -> None:
+    data, other, store = tmp_path / "photos", tmp_path / name, tmp_path / "store"
+    for i in range(3):
+        make(data / f"{i}.png", i)
+    encode(data, store)
+    make(other / "new.png", 8)
+    assert encode(other, store).new == 1  # names that differ go together
+    make(other / "1.png", 7)
+    with pytest.raises(UserError, match=rf"row 1\.png was made of a file in {data}, and the file of that name in {other} "
+                                        r"is another: encode the folder .* new place, add --moved\."):
+        encode(other, store)
+    assert LatentStore(store).fields(1)["sha256"] == hashlib.sha256((data / "1.png").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("keep_times", [True, False])
+def test_a_folder_that_moved_goes_on(photos: Path, tmp_path: Path, keep_times: bool) -> None:
+    store, moved = tmp_path / "store", tmp_path / "moved"
+    encode(photos, store)
+    shutil.copytree(photos, moved, copy_function=shutil.copy2 if keep_times else shutil.copy)
+    if not keep_times:
+        os.utime(moved / "03.png", (1, 1))
+    report = encode(moved, store)
+    assert report.new == 0 and report.unchanged + report.copies == 11
+    shutil.rmtree(photos)
+    picture(moved / "04.png", 77)
+    if keep_times:  # else every row was written anew, from the new place
+        with pytest.raises(UserError, match=r"row 04\.png was made of a file in .*photos, .* add --moved"):
+            encode(moved, store)
+    assert encode(moved, store, moved=True).new == 1
+    picture(moved / "05.png", 78)
+    assert encode(moved, store).new == 1  # the new place is known now
+    assert len(LatentStore(store)) == 11
 
 
 def test_a_folder_of_other_things_is_left_alone(photos: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import tyro
 from tyro.conf import arg
 
 from ..errors import UserError
-from ..hub import choose_device, load
+from ..devices import choose_device, has_bfloat16
+from ..hub import load
 from .folders import check_data, check_writable
 from .names import check_names
 from .parse import parse
@@ -27,7 +28,7 @@ from .parse import parse
 if TYPE_CHECKING:
     import torch
 
-    from ..latent import Codec
+    from ..codec import Codec
     from ..store import EncodeConfig, EncodeReport
     from ..store.ranks import Ranks
 
@@ -60,6 +61,8 @@ class Encode:
     """processes that read and decode; -1: as many as the cores allow; 0: none"""
     shard: Annotated[str, arg(metavar="I/N")] = "0/1"
     """encode only part I (from 0) of N, on machines that know nothing of each other"""
+    moved: bool = False
+    """DATA is what the store was made of, at a new place: files that changed since replace their rows"""
     max_pixels: int = 2**28
     """larger images count as unreadable"""
     rows_per_shard: int = 32_768
@@ -189,8 +192,7 @@ def _dtype(options: Encode, device: str) -> torch.dtype:
         return getattr(torch, options.dtype)
     if is_store(options.out):
         return getattr(torch, str(read_description(options.out).about.get("dtype")), torch.float32)
-    has_bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bfloat16 else torch.float32
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
 
 
 def _config(options: Encode, device: str, ranks: Ranks) -> EncodeConfig:
@@ -204,7 +206,7 @@ def _config(options: Encode, device: str, ranks: Ranks) -> EncodeConfig:
         size=None if options.size == "native" else int(options.size),
         batch_size=options.batch_size or (8 if on_cpu else 32), logvar=options.logvar, store_dtype=options.store_dtype,
         workers=workers if options.workers < 0 else options.workers, rows_per_shard=options.rows_per_shard,
-        max_pixels=options.max_pixels, part=part, parts=parts,
+        max_pixels=options.max_pixels, moved=options.moved, part=part, parts=parts,
     )
 
 

@@ -75,6 +75,9 @@ class ImageFiles:
         path = self._path(i)
         return read_image(path, str(path), self._max_pixels)
 
+    def stored_root(self) -> str:
+        return os.path.realpath(self._root)
+
     def stored_size(self, i: int) -> int:
         return self._path(i).stat().st_size
 

@@ -29,6 +29,10 @@ class ImageSource(Protocol):
 class StoredImages(Protocol):
     """What a source of files offers besides `ImageSource`, so that copies and changes are found without decoding."""
 
+    def stored_root(self) -> str:
+        """The folder that keys are relative to, links resolved; of several sources all of theirs. Files of equal keys
+        are the same file only if this is equal too."""
+
     def stored_size(self, i: int) -> int:
         """Bytes of the file."""
 

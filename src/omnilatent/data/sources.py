@@ -80,7 +80,7 @@ def _open_folder(folder: Path, max_pixels: int) -> ImageSource:
         return ImageFiles(folder, images, name, max_pixels)
     tars = [file for file in files if file.lower().endswith(".tar")]
     if tars:
-        return TarImages([folder / tar for tar in tars], tars, name, max_pixels)
+        return TarImages([folder / tar for tar in tars], tars, folder, name, max_pixels)
     suffixes = Counter(Path(file).suffix.lower() or "no suffix" for file in files)
     instead = ", ".join(f"{count} with {suffix}" for suffix, count in suffixes.most_common(3))
     raise UserError(
@@ -91,7 +91,7 @@ def _open_folder(folder: Path, max_pixels: int) -> ImageSource:
 
 def _open_tars(tars: list[Path], max_pixels: int) -> ImageSource:
     root = _common_folder(tars)
-    return TarImages(tars, _relative(tars, root), _name_of(tars), max_pixels)
+    return TarImages(tars, _relative(tars, root), root, _name_of(tars), max_pixels)
 
 
 def _common_folder(files: list[Path]) -> Path:
@@ -135,6 +135,9 @@ class JoinedImages:
     def read(self, i: int) -> np.ndarray:
         part, inner = self._locate(i)
         return self._parts[part].read(inner)
+
+    def stored_root(self) -> str:
+        return ", ".join(part.stored_root() for part in self._parts if isinstance(part, StoredImages))
 
     def stored_size(self, i: int) -> int:
         part, inner = self._stored(i)

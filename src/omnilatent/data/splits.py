@@ -36,6 +36,9 @@ class _Subset:
 class _StoredSubset(_Subset):
     """A subset of files: what is known of files stays known, so that it can be split again."""
 
+    def stored_root(self) -> str:
+        return self._source.stored_root()  # type: ignore[attr-defined]
+
     def stored_size(self, i: int) -> int:
         return self._source.stored_size(int(self._indices[i]))  # type: ignore[attr-defined]
 

@@ -83,13 +83,16 @@ class TarImages:
 
     Args:
         tars: paths.
-        labels: what keys call each tar; unique.
+        labels: what keys call each tar: its path relative to `root`.
+        root: the folder that all lie in.
         name: what a report calls the whole.
     """
 
-    def __init__(self, tars: Sequence[Path], labels: Sequence[str], name: str, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self, tars: Sequence[Path], labels: Sequence[str], root: Path, name: str, max_pixels: int = MAX_PIXELS
+    ) -> None:
         assert len(set(labels)) == len(tars)
-        self.name, self._max_pixels = name, max_pixels
+        self.name, self._root, self._max_pixels = name, str(root), max_pixels
         self._tars, self._labels = [str(tar) for tar in tars], list(labels)
         indexes = [index_tar(tar) for tar in tars]
         self._members = [members for members, _ in indexes]
@@ -105,6 +108,9 @@ class TarImages:
 
     def read(self, i: int) -> np.ndarray:
         return self.decode(i, self.stored_bytes(i))
+
+    def stored_root(self) -> str:
+        return os.path.realpath(self._root)
 
     def stored_size(self, i: int) -> int:
         tar, member = self._locate(i)

@@ -14,7 +14,7 @@ from PIL import __version__ as pillow_version
 
 from ..data.images import MAX_PIXELS
 from ..errors import UserError
-from ..latent import Codec
+from ..codec import Codec
 from .description import Description
 from .packing import bits_for
 from .writer import ROWS
@@ -38,6 +38,8 @@ class EncodeConfig:
     """Rows of a shard at most."""
     max_pixels: int = MAX_PIXELS
     """What the source was opened with: a larger limit gives files that were too large another try."""
+    moved: bool = False
+    """The source is what the store was made of, at another place: files that changed since replace their rows."""
     part: int = 0
     """Which of `parts` shares of the images to encode."""
     parts: int = 1

@@ -22,12 +22,12 @@ from torch import Tensor
 from ..data.protocols import ImageSource
 from ..data.workers import made_in_workers
 from ..errors import UserError
-from ..latent import Codec
+from ..codec import Codec
 from .batching import Batcher, ImageBatch
 from .config import EncodeConfig, describe
 from .contents import Content, Contents
 from .index import Index
-from .planning import plan
+from .planning import plan, root_of
 from .reading import File, Handful, PixelSize, Reading
 from .results import DeviceClock, ResultThread, packed, rows_of, to_host
 from .stages import EncodeReport, Stages
@@ -78,10 +78,11 @@ class Encoding:
                 finite, or a worker was ended.
         """
         config, report = self.config, self.report
-        writer = StoreWriter(self.folder, self.description, self.source.name, rows_per_shard=config.rows_per_shard)
+        writer = StoreWriter(self.folder, self.description, self.source.name, rows_per_shard=config.rows_per_shard,
+                             root=root_of(self.source), moved=config.moved)
         with writer:
             index = writer.read_index()
-            work = plan(self.source, index, config.reader, config.part, config.parts)
+            work = plan(self.source, index, config.reader, config.part, config.parts, config.moved)
             report.unchanged, report.given_up, report.rows = work.unchanged, work.given_up, len(index)
             if begin is not None:
                 begin(len(work.indices))

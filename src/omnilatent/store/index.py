@@ -22,7 +22,7 @@ from .shards import index_file, shard_numbers
 Shape = tuple[int, ...]
 _KNOWN = {"key", "size", "mtime_ns", "sha256", "image", "place", "skipped", "reader"}
 _COLUMNS: dict[str, tuple[int, type]] = {"place": (3, np.int64), "image": (2, np.int32), "stamp": (2, np.int64),
-                                         "digest": (32, np.uint8)}
+                                         "digest": (32, np.uint8), "root": (1, np.int32)}
 _NO_HASH = "00" * 32
 
 
@@ -46,6 +46,7 @@ class Index:
         image: int32 `(n, 2)`: height and width after preprocessing; 0 where there is none.
         stamp: int64 `(n, 2)`: bytes and nanoseconds of the last change of the file.
         digest: uint8 `(n, 32)`: SHA-256 of the file.
+        root: int32 `(n, 1)`: which of `roots` the row's file lay under.
         fields: row → whatever else a writer gave it.
         groups: shard → for each group of rows with equal shapes, tensor name → a row's shape.
         moments: tensor name → its channels' moments, each content counted once.
@@ -53,6 +54,7 @@ class Index:
         contents: rows of tensors; less than rows of keys where files are copies, more where files have changed.
         bytes: of all shards.
         data: names of the data that went in.
+        roots: folders that keys were relative to; "" where none was noted.
     """
 
     keys: Names
@@ -60,6 +62,7 @@ class Index:
     image: np.ndarray
     stamp: np.ndarray
     digest: np.ndarray
+    root: np.ndarray
     fields: dict[int, dict[str, Any]]
     groups: dict[int, list[dict[str, Shape]]]
     moments: dict[str, ChannelMoments]
@@ -67,6 +70,7 @@ class Index:
     contents: int = 0
     bytes: int = 0
     data: list[str] = field(default_factory=list)
+    roots: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -110,6 +114,7 @@ class _Merging:
         self.skipped: dict[str, Skipped] = {}
         self.contents = self.bytes = 0
         self.data: dict[str, None] = {}
+        self.roots: dict[str, int] = {}
 
     def add(self, number: int, head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         self.groups[number] = [{name: tuple(shape) for name, shape in group.items()} for group in head["groups"]]
@@ -118,6 +123,10 @@ class _Merging:
         self.contents += head["contents"]
         self.bytes += head["bytes"]
         self.data[head["data"]] = None
+        root = self.roots.setdefault(head.get("root", ""), len(self.roots))
+        if head.get("moved"):  # what was written before came from here too, when it lay elsewhere
+            for earlier in self.columns["root"]:
+                earlier[:] = root
         kept = []
         for row in rows:  # a shard holds a key once, so its skipped files may go first
             if "skipped" not in row:
@@ -133,7 +142,7 @@ class _Merging:
                 self.fields[at] = {name: value for name, value in row.items() if name not in _KNOWN}
         self.latest.update(zip((row["key"] for row in kept), range(self.count, self.count + len(kept)), strict=True))
         self.count += len(kept)
-        for name, values in _columns(kept).items():
+        for name, values in _columns(kept, root).items():
             self.columns[name].append(values)
 
     def done(self) -> Index:
@@ -144,16 +153,18 @@ class _Merging:
         at_rows = enumerate(order.tolist()) if self.fields else ()
         fields = {row: self.fields[at] for row, at in at_rows if at in self.fields}
         return Index(Names(keys), columns["place"], columns["image"], columns["stamp"], columns["digest"],
-                     fields, self.groups, self.moments, self.skipped, self.contents, self.bytes, list(self.data))
+                     columns["root"], fields, self.groups, self.moments, self.skipped, self.contents, self.bytes,
+                     list(self.data), list(self.roots))
 
 
-def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def _columns(rows: list[dict[str, Any]], root: int) -> dict[str, np.ndarray]:
     hashes = "".join([row.get("sha256", _NO_HASH) for row in rows])
     values = {
         "place": [row["place"] for row in rows],
         "image": [row.get("image", (0, 0)) for row in rows],
         "stamp": [(row.get("size", -1), row.get("mtime_ns", -1)) for row in rows],
         "digest": np.frombuffer(bytes.fromhex(hashes), np.uint8),
+        "root": [root] * len(rows),
     }
     return {name: np.array(values[name], dtype).reshape(len(rows), width)
             for name, (width, dtype) in _COLUMNS.items()}

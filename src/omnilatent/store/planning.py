@@ -2,19 +2,23 @@
 
 - `plan`: the images to read.
 - `shares`: which of several processes takes which file.
+- `root_of`: the folder that a source's keys are relative to.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..data.protocols import ImageSource, StoredImages
+from ..data.workers import own_cores
 from ..errors import UserError
 from .index import Index
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -31,22 +35,26 @@ class Plan:
     given_up: int
 
 
-def plan(source: ImageSource, index: Index, reader: str, part: int = 0, parts: int = 1) -> Plan:
+def plan(
+    source: ImageSource, index: Index, reader: str, part: int = 0, parts: int = 1, moved: bool = False
+) -> Plan:
     """Compare the source with what is committed. Files are looked at (size, last change), not opened.
 
     Args:
         reader: what images are read with; files that another reader could not read are tried again.
         part, parts: this process is number `part` of `parts`, which all see the same source.
+        moved: the source is what the store was made of, at another place.
 
     Raises:
-        UserError: the store's rows come from other data with files of the same names.
+        UserError: the store holds rows of other files with the same names, and `moved` is not given.
     """
     stamps = stamps_of(source)
     mine = np.ones(len(source), bool)
     if parts > 1:
         mine = shares(stamps[:, 0], [source.key(i) for i in range(len(source))], parts) == part
     rows = {key: row for row, key in enumerate(index.keys)}
-    _refuse_other_data(source, stamps, index, rows)
+    if not moved:
+        _refuse_other_data(source, stamps, mine, index, rows)
     todo, unchanged, given_up = [], 0, 0
     for i in np.flatnonzero(mine).tolist():
         key, stamp = source.key(i), (int(stamps[i, 0]), int(stamps[i, 1]))
@@ -96,20 +104,49 @@ def _mixed(sizes: np.ndarray) -> np.ndarray:
     return (x >> np.uint64(33)).astype(np.int64)
 
 
-def _refuse_other_data(source: ImageSource, stamps: np.ndarray, index: Index, rows: dict[str, int]) -> None:
-    """A row's key is its path within the data, so two folders with a 1.jpg each must not share a store. Where the
-    data's name has changed, a key whose file now has another size gives that away."""
-    if not index.data or _stem(source.name) in {_stem(name) for name in index.data}:
+def root_of(source: ImageSource) -> str:
+    """The folder that the keys of a source of files are relative to, links resolved; "" of other sources."""
+    return source.stored_root() if isinstance(source, StoredImages) else ""
+
+
+def _refuse_other_data(
+    source: ImageSource, stamps: np.ndarray, mine: np.ndarray, index: Index, rows: dict[str, int]
+) -> None:
+    """A row's key is its path within the data, so two folders with a 1.jpg each must not share a store. A folder that
+    was moved or copied may: files of another root than their row's are the same if size and time of change are, or if
+    size and SHA-256 are, for which the files of this process's share are read."""
+    if not isinstance(source, StoredImages):
         return
+    root = source.stored_root()
+    elsewhere = np.array([place != root for place in index.roots], bool)
+    suspects = []
     for i in range(len(source)):
         row = rows.get(source.key(i))
-        if row is not None and stamps[i, 0] not in (-1, index.stamp[row, 0]):
-            raise UserError(
-                f"The store was made of {', '.join(index.data)} and {source.name} has another file under the same name "
-                f"({source.key(i)}): encode the folder that holds both, or give another --out."
-            )
+        if row is None or stamps[i, 0] < 0 or not elsewhere[index.root[row, 0]]:
+            continue
+        if stamps[i, 0] != index.stamp[row, 0]:
+            raise _other_file(source, i, index, row)
+        if stamps[i, 1] != index.stamp[row, 1] and mine[i]:
+            suspects.append((i, row))
+
+    def differs(suspect: tuple[int, int]) -> bool:
+        try:
+            return source.stored_digest(suspect[0]) != index.digest[suspect[1]].tobytes()
+        except OSError:  # read again by a worker, which says why it cannot
+            return False
+
+    with ThreadPoolExecutor(own_cores()) as pool:
+        for begin in range(0, len(suspects), 256):  # the first that differs ends it
+            some = suspects[begin : begin + 256]
+            for (i, row), other in zip(some, pool.map(differs, some), strict=True):
+                if other:
+                    raise _other_file(source, i, index, row)
 
 
-def _stem(name: str) -> str:
-    """`000.tar + 12` has grown to `000.tar + 13`: that is no other data."""
-    return name.rsplit(" + ", 1)[0]
+def _other_file(source: ImageSource, i: int, index: Index, row: int) -> UserError:
+    before = index.roots[int(index.root[row, 0])] or ", ".join(index.data)
+    return UserError(
+        f"The store's row {source.key(i)} was made of a file in {before}, and the file of that name in "
+        f"{root_of(source)} is another: encode the folder that holds both, give another --out, or, if this is the "
+        "same folder at a new place, add --moved."
+    )

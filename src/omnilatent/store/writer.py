@@ -66,12 +66,14 @@ class StoreWriter:
 
     def __init__(
         self, folder: Path, description: Description, data: str = "", moments: Sequence[str] = ("mean",),
-        rows_per_shard: int = ROWS, seconds_per_shard: float = SECONDS,
+        rows_per_shard: int = ROWS, seconds_per_shard: float = SECONDS, root: str = "", moved: bool = False,
     ) -> None:
         """
         Args:
             description: what all rows have in common; the store must be new, or of the same kind and `about`.
             data: what the rows are made of, for the index.
+            root: the folder that their keys are relative to; "" where keys name no files.
+            moved: all rows that are there came from this root too, when it lay elsewhere.
             moments: the tensors `(channels, …)` whose moments are kept.
             rows_per_shard: rows of tensors after which a shard is committed; so is one of 256 MiB, and one whose first
                 row has waited for `seconds_per_shard`, since a kill loses what is gathered.
@@ -81,7 +83,7 @@ class StoreWriter:
         """
         if rows_per_shard < 1:
             raise UserError(f"--rows-per-shard {rows_per_shard} is too small: give at least 1.")
-        self.folder, self.data = folder, data
+        self.folder, self.data, self._root, self._moved = folder, data, root, moved
         self._moments, self._rows_per_shard, self._seconds = tuple(moments), rows_per_shard, seconds_per_shard
         self.description = create_or_check(folder, description)
         self._open = _Open()
@@ -161,8 +163,8 @@ class StoreWriter:
         entries = [*now.rows, *ready]
         tensors = {f"{name}.{g}": parts for g, group in enumerate(now.pieces) for name, parts in group.items()}
         head = {
-            "store": self.description.fingerprint(), "data": self.data, "contents": sum(now.counts),
-            "bytes": now.bytes, "groups": now.groups,
+            "store": self.description.fingerprint(), "data": self.data, "root": self._root, "moved": self._moved,
+            "contents": sum(now.counts), "bytes": now.bytes, "groups": now.groups,
             "moments": {name: moments.to_json() for name, moments in now.moments.items()},
         }
 
