@@ -577,6 +577,23 @@ def test_a_store_is_a_data_set_for_workers_and_pickles(photos: Path, tmp_path: P
     assert torch.equal(store[0], whole[0]) and isinstance(store.latent(0), Point)
 
 
+def test_more_shards_than_file_descriptors(large: tuple[Path, np.ndarray]) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    store = Store(large[0])
+    opened = os.open(os.devnull, os.O_RDONLY)  # the lowest free number
+    os.close(opened)
+    assert len(shard_numbers(large[0])) == 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 6, before[1]))
+    try:
+        rows = store.arrays(range(300), "mean")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    np.testing.assert_array_equal(rows, large[1])
+    with pytest.raises(ValueError, match="read-only"):
+        store.array(0, "mean")[0] = 1
+
+
 def test_in_place_order_reads_every_row_once_front_to_back(large: tuple[Path, np.ndarray]) -> None:
     store = Store(large[0])
     order = store.in_place_order()

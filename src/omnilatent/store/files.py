@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import platform
 import uuid
@@ -125,14 +124,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Sequence[np.ndarray]]) -> in
 def map_tensors(path: Path) -> dict[str, np.ndarray]:
     """Read-only arrays over the memory map of a .safetensors file; nothing but its head is read.
 
+    PyTorch maps it, since Python's own `mmap` keeps a file descriptor for each map, and a process has 1,024 of these
+    by default: a store may have more shards.
+
     Raises:
         UserError: the file is missing or not whole.
     """
+    import torch  # here: those who only write small files need it not
+
     try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        length = int.from_bytes(mapped[:8], "little")
-        head = json.loads(mapped[8 : 8 + length])
+        size = path.stat().st_size
+        mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+        mapped.flags.writeable = False
+        length = int.from_bytes(mapped[:8].tobytes(), "little")
+        head = json.loads(mapped[8 : 8 + length].tobytes())
         found = {}
         for name, entry in head.items():
             if name == "__metadata__":
@@ -144,6 +149,6 @@ def map_tensors(path: Path) -> dict[str, np.ndarray]:
         return found
     except FileNotFoundError as failure:
         raise UserError(f"{path} is missing, and rows of its store lie in it: restore it, or encode anew.") from failure
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as failure:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as failure:
         reason = " ".join(str(failure).split())
         raise UserError(f"{path} is not a whole shard ({reason}): restore it, or encode anew.") from failure
