@@ -34,7 +34,8 @@ from omnilatent.autoencoders.kl import KLCodec, build_vae
 from omnilatent.autoencoders.recipes import kl_f8
 from omnilatent.data import EvaluationImages, demo_photos
 from omnilatent.errors import is_out_of_memory
-from omnilatent.latent import LatentSpec, Provenance
+from omnilatent.codec import Provenance
+from omnilatent.latent import LatentSpec
 from omnilatent.metrics.precision import as_stated
 
 TILE = 512  # pixels, ours and diffusers'

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from omnilatent.cli.names import load_codecs
 from omnilatent.data import EvaluationImages, open_images
 from omnilatent.errors import UserError
-from omnilatent.hub import choose_device
+from omnilatent.devices import choose_device
 from omnilatent.metrics.protocol import Picture, evaluate
 
 METRICS = ("psnr", "spectrum_high")

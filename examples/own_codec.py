@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import omnilatent
 from omnilatent.data import EvaluationImages, open_images
-from omnilatent.latent import Codec, LatentSpec, Point, Provenance
+from omnilatent.codec import Codec, Provenance
+from omnilatent.latent import LatentSpec, Point
 from omnilatent.metrics.protocol import evaluate
 from omnilatent.report.tables import markdown_table
 

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from omnilatent.latent import Codec, Codes, DiagonalGaussian, Latent, LatentSpec, Point, Provenance
+from omnilatent.codec import Codec, Provenance
+from omnilatent.latent import Codes, DiagonalGaussian, Latent, LatentSpec, Point
 from torch import Tensor, nn
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from omnilatent.latent import Codec, Codes, DiagonalGaussian, Latent, LatentSpec, Provenance
+from omnilatent.codec import Codec, Provenance
+from omnilatent.latent import Codes, DiagonalGaussian, Latent, LatentSpec
 
 
 class TinyGaussian(Codec):

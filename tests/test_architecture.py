@@ -8,8 +8,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "omnilatent"
 FAMILIES = {"autoencoders", "organic", "omni", "world", "diffusion"}
 # Lower rooms stand first: a file may import from its own rank's room and from any lower rank.
-RANKS = [{"errors", "latent", "hub", "download"}, {"data"}, {"nn"}, {"losses", "quantizers"}, {"metrics"},
-         {"store", "report"}, {"training"}, FAMILIES, {"cli", "__main__"}]
+RANKS = [{"errors", "devices", "latent", "codec", "hub", "download"}, {"data"}, {"nn"}, {"losses", "quantizers"},
+         {"metrics"}, {"store", "report"}, {"training"}, FAMILIES, {"cli", "__main__"}]
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 SIBLINGS = {("diffusion", "organic")}
 FORBIDDEN = {"torchvision", "torchaudio", "torchcodec", "timm", "lpips"}

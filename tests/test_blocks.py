@@ -8,7 +8,8 @@ from torch import nn
 from omnilatent.autoencoders import blocks
 from omnilatent.autoencoders.config import KLConfig
 from omnilatent.autoencoders.kl import KLCodec, build_vae
-from omnilatent.latent import LatentSpec, Provenance
+from omnilatent.codec import Provenance
+from omnilatent.latent import LatentSpec
 
 CONFIG = KLConfig(widths=(8, 16), layers=1, latent_channels=3, norm_groups=4, attention=(2,))
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from omnilatent.autoencoders.config import KLConfig
 from omnilatent.autoencoders.kl import KLCodec, build_vae
 from omnilatent.errors import UserError
-from omnilatent.latent import DiagonalGaussian, LatentSpec, Provenance
+from omnilatent.codec import Provenance
+from omnilatent.latent import DiagonalGaussian, LatentSpec
 
 
 def overflowing(dtype: torch.dtype = torch.float16) -> KLCodec:
@@ -66,7 +67,7 @@ def test_an_infinite_variance_is_an_overflow_too() -> None:
 
 
 def test_bfloat16_where_the_device_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(KLCodec, "_has_bfloat16", lambda self: True)
+    monkeypatch.setattr("omnilatent.codec.has_bfloat16", lambda device: True)
     codec = overflowing()
     assert codec.reconstruct(images()).isfinite().all() and codec.dtype == torch.bfloat16
 
@@ -95,7 +96,8 @@ def test_a_genuine_nan_is_not_hidden(dtype: torch.dtype, tile: int | None, caplo
 def test_it_is_one_plain_line_on_a_terminal() -> None:
     script = (
         "import torch\n"
-        "from omnilatent.latent import Codec, LatentSpec, Point, Provenance\n"
+        "from omnilatent.codec import Codec, Provenance\n"
+        "from omnilatent.latent import LatentSpec, Point\n"
         "class Loud(Codec):\n"
         "    def _encode(self, images): return Point(self.module(images))\n"
         "net = torch.nn.Conv2d(3, 3, 1)\n"

@@ -13,7 +13,8 @@ from omnilatent.autoencoders import recipes
 from omnilatent.autoencoders.config import KLConfig
 from omnilatent.autoencoders.kl import KLAutoencoder, KLCodec, build_vae, config_of
 from omnilatent.errors import UserError
-from omnilatent.latent import DiagonalGaussian, LatentSpec, Provenance
+from omnilatent.codec import Provenance
+from omnilatent.latent import DiagonalGaussian, LatentSpec
 
 TINY = KLConfig(widths=(8, 16), layers=1, latent_channels=3, norm_groups=4, attention=(2,))
 

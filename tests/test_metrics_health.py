@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 from metrics_codecs import Blocks, Blur, Identity, Levels, photos
-from omnilatent.latent import Codec, Latent
+from omnilatent.codec import Codec
+from omnilatent.latent import Latent
 from omnilatent.metrics.health import channel_statistics, common_crop, latent_health, spectrum_slope
 from omnilatent.metrics.pixel import PSNR_CAP
 from omnilatent.metrics.probes import cycle_error

@@ -10,7 +10,8 @@ import pytest
 import torch
 from metrics_codecs import Blocks, Blur, FakeImages, Identity, Levels, photos
 from omnilatent.errors import UserError
-from omnilatent.latent import Codec, Codes, Latent, LatentSpec
+from omnilatent.codec import Codec
+from omnilatent.latent import Codes, Latent, LatentSpec
 from omnilatent.losses.lpips import NETWORKS
 from omnilatent.metrics import judges, protocol
 from omnilatent.metrics.catalogue import METRICS

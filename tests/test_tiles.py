@@ -19,7 +19,8 @@ from omnilatent.autoencoders.taef2 import Taef2, Taef2Codec
 from omnilatent.autoencoders.tiled import TiledCodec, UnknownLayer, conv, kl_halves, sequence
 from omnilatent.autoencoders.tiny import TinyCodec
 from omnilatent.autoencoders.tiny import build_vae as build_tiny
-from omnilatent.latent import DiagonalGaussian, Latent, LatentSpec, Provenance
+from omnilatent.codec import Provenance
+from omnilatent.latent import DiagonalGaussian, Latent, LatentSpec
 from omnilatent.nn import tiles as engine
 from omnilatent.nn.moments import Statistics
 from omnilatent.nn.tile_geometry import Box, Layer, Tile, channels, sizes, steps

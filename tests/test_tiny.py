@@ -19,7 +19,8 @@ from omnilatent.autoencoders.task import ARCHITECTURES, AutoencoderTask
 from omnilatent.autoencoders.tiny import TinyAutoencoder, TinyCodec, build_vae, config_of
 from omnilatent.cli.main import main
 from omnilatent.errors import UserError
-from omnilatent.latent import LatentSpec, Point, Provenance
+from omnilatent.codec import Provenance
+from omnilatent.latent import LatentSpec, Point
 from omnilatent.losses.adversarial import last_layer_gradient
 from omnilatent.training.config import from_json
 from omnilatent.training.loop import launch_fabric

@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "load": "hub",
-    "Codec": "latent",
+    "Codec": "codec",
     "LatentSpec": "latent",
     "DiagonalGaussian": "latent",
     "Point": "latent",

@@ -27,7 +27,8 @@ from .errors import UserError, is_disk_full
 if TYPE_CHECKING:
     import torch
 
-    from .latent import Codec, LatentSpec
+    from .codec import Codec
+    from .latent import LatentSpec
 
 FORMAT = 1  # of config.json; raise it when older readers would misread what is written
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # format n → n + 1
@@ -86,23 +87,6 @@ def load(name: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     codec = open_kind(kind, path, target)
     codec.label = label or codec.label
     return codec.to(device, dtype or torch.float32)
-
-
-def choose_device(wanted: str) -> str:
-    """The torch device to use: for "auto" a GPU where there is one, else the CPU.
-
-    Raises:
-        UserError: this torch does not see the device.
-    """
-    import torch
-
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there[wanted]:
-        raise UserError(f"--device {wanted}: this torch ({torch.__version__}) sees no such device; use --device cpu, "
-                        "or install the torch that was built for it.")
-    return wanted
 
 
 def split_label(name: str) -> tuple[str | None, str]:

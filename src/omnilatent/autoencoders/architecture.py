@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError, library
 from ..hub import card_licence, file_hash, read_config
-from ..latent import Codec, LatentSpec, Provenance
+from ..codec import Codec, Provenance
+from ..latent import LatentSpec
 from .loading import fill, read_tensors
 from .regularisers import LatentTransform
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from .. import hub
 from ..errors import UserError
-from ..latent import Codec, DiagonalGaussian, Latent, LatentSpec, Point, Provenance
+from ..codec import Codec, Provenance
+from ..latent import DiagonalGaussian, Latent, LatentSpec, Point
 from . import blocks
 from .key_names import modern
 from .loading import build, read_tensors, weight_files

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, library
-from ..latent import Codec, DiagonalGaussian, Latent, LatentSpec, Point
+from ..codec import Codec
+from ..latent import DiagonalGaussian, Latent, LatentSpec, Point
 from . import blocks
 from .architecture import Architecture, Autoencoder, Reconstruction, TrainedCodec, check_same_layers, open_trained
 from .config import KLConfig

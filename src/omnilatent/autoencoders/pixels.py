@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..latent import Codec, Latent, LatentSpec, Point, Provenance
+from ..codec import Codec, Provenance
+from ..latent import Latent, LatentSpec, Point
 
 
 class PixelCodec(Codec):

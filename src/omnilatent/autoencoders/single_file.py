@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .. import hub
 from ..errors import UserError
-from ..latent import Codec, Provenance
+from ..codec import Codec, Provenance
 from . import diffusers_codecs, key_names, shapes, taef2
 from .loading import INDEX, build, open_safetensors, read_tensors
 from .shapes import Shapes

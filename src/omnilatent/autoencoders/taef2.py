@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from .. import hub
 from ..errors import UserError
-from ..latent import Codec, Latent, LatentSpec, Point, Provenance
+from ..codec import Codec, Provenance
+from ..latent import Latent, LatentSpec, Point
 from ..nn.tile_geometry import Layer
 from ..nn.tile_layers import Pointwise, Residual
 from .loading import read_tensors

@@ -23,7 +23,8 @@ from ..data.training import Batch, TrainingImages, batches
 from ..data.workers import own_cores
 from ..errors import UserError
 from ..hub import load, read_config, write_model
-from ..latent import LatentSpec, Provenance
+from ..codec import Provenance
+from ..latent import LatentSpec
 from ..losses.adversarial import PatchDiscriminator, hinge_loss
 from ..losses.perceptual import perceptual_loss
 from ..metrics.protocol import evaluate

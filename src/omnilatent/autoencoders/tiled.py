@@ -1,6 +1,6 @@
 """Our image codecs on images too large for their network, tile by tile and exact up to rounding (nn/tiles.py).
 
-- `TiledCodec`: a codec whose two halves are known as layers. It turns to tiles by itself: see `Codec.tile`.
+- `TiledCodec`: a codec whose two halves are known as layers. It turns to tiles by itself: see its `tile`.
 - `Halves`: both halves as blocks of layers, images in [0, 1] on both ends.
 - `kl_halves`, `tiny_halves`: diffusers' `AutoencoderKL` (and `AutoencoderKLFlux2`) and `AutoencoderTiny` as such.
 - `sequence`: any modules as blocks; `layers_of` one. A module of ours may say itself what it is: `tile_layers()`.
@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..latent import Codec, Latent, Size
+from ..codec import Codec
+from ..latent import Latent, Size
 from ..nn.tile_geometry import Layer
 from ..nn.tile_layers import Conv, Norm, Pointwise, Residual, Upsample
 from ..nn.tile_maps import Picture
@@ -44,7 +45,15 @@ class Halves:
 
 
 class TiledCodec(Codec):
-    """A codec that can run tile by tile."""
+    """A codec that runs large images tile by tile, in a fraction of the memory; the result is that of the whole image
+    up to rounding.
+
+    Attributes:
+        tile: side of a tile in pixels, a multiple of `spec.downsampling`. Images of more than 4 · tile² pixels run in
+            tiles. None: always whole.
+    """
+
+    tile: int | None = 512
 
     @abstractmethod
     def _halves(self) -> Halves:
@@ -63,6 +72,7 @@ class TiledCodec(Codec):
         return raw
 
     def _in_tiles(self, size: Size) -> bool:
+        """Whether images of this size run tile by tile."""
         if self.tile is None:
             return False
         if self.tile < 1 or self.tile % self.spec.downsampling:
@@ -76,11 +86,15 @@ class TiledCodec(Codec):
             return False
         return True
 
-    def _encode_in_tiles(self, images: Tensor) -> Latent:
+    def _encode_any(self, images: Tensor) -> Latent:
+        if not self._in_tiles((images.shape[-2], images.shape[-1])):
+            return super()._encode_any(images)
         height, width = (n + -n % self.spec.downsampling for n in images.shape[-2:])
         return self._latent(self._run(self._halves().encoder, images, (height, width), self._floats, self.dtype))
 
-    def _decode_in_tiles(self, raw: Tensor) -> Tensor:
+    def _decode_any(self, raw: Tensor) -> Tensor:
+        if not self._in_tiles((raw.shape[-2] * self.spec.downsampling, raw.shape[-1] * self.spec.downsampling)):
+            return super()._decode_any(raw)
         raw = self._raw(raw)
         return self._run(self._halves().decoder, raw, (raw.shape[-2], raw.shape[-1]), lambda part: part, torch.float32)
 

@@ -25,7 +25,8 @@ from ..data.structured import StructuredImages
 from ..data.training import Batch
 from ..errors import UserError, is_out_of_memory
 from ..hub import RECIPES
-from ..latent import Codec, LatentSpec, Provenance
+from ..codec import Codec, Provenance
+from ..latent import LatentSpec
 from ..training.loop import launch_fabric
 from .config import AutoencoderTraining, KLTraining
 from .task import ARCHITECTURES, AutoencoderTask

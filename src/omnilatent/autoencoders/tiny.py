@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, library
-from ..latent import Codec, Latent, LatentSpec, Point
+from ..codec import Codec
+from ..latent import Latent, LatentSpec, Point
 from .architecture import Architecture, Autoencoder, Reconstruction, TrainedCodec, check_same_layers, open_trained
 from .config import TinyConfig
 from .regularisers import LatentTransform, transform_latent

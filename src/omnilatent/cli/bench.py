@@ -15,14 +15,15 @@ import tyro
 from tyro.conf import arg
 
 from ..errors import UserError
-from ..hub import RECIPES, bundled_names, choose_device
+from ..devices import choose_device, has_bfloat16
+from ..hub import RECIPES, bundled_names
 from .folders import check_data, check_writable
 from .names import check_names
 from .parse import parse
 
 if TYPE_CHECKING:
     from ..autoencoders.timing import Row
-    from ..latent import Codec
+    from ..codec import Codec
     from ..store import EncodeReport
 
 
@@ -93,8 +94,8 @@ def main(argv: list[str]) -> None:
     console = Console()
     where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
     dtype = str(codec.dtype).removeprefix("torch.")
-    console.print(f"{codec.label}, {codec.parameter_count():,} parameters, {options.size}×{options.size}, {dtype}, {where}, "
-                  f"torch {torch.__version__}, median of {options.calls} calls", highlight=False, soft_wrap=True)
+    console.print(f"{codec.label}, {codec.parameter_count():,} parameters, {options.size}×{options.size}, {dtype}, "
+                  f"{where}, torch {torch.__version__}, median of {options.calls} calls", highlight=False, soft_wrap=True)
     rows: list[Row] = []
     for row in codec_rows(codec, options.size, batch, options.calls):
         rows.append(_shown(row, console))
@@ -121,8 +122,7 @@ def _codec(options: Bench, device: str) -> Codec:
     from ..autoencoders.timing import untrained
     from ..hub import load
 
-    wide = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    auto = torch.bfloat16 if wide else torch.float32
+    auto = torch.bfloat16 if has_bfloat16(device) else torch.float32
     dtype = auto if options.dtype == "auto" else getattr(torch, options.dtype)
     return untrained(options.name, device, dtype) if options.is_recipe else load(options.name, device, dtype)
 

@@ -19,7 +19,7 @@ import tyro
 from tyro.conf import arg
 
 from ..errors import UserError
-from ..hub import choose_device
+from ..devices import choose_device
 from ..metrics.catalogue import choose
 from .folders import check_data, check_writable
 from .names import check_names, load_codecs
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ..data import EvaluationImages, ImageSource
-    from ..latent import Codec
+    from ..codec import Codec
     from ..metrics.protocol import Picture
     from ..metrics.results import Evaluation
 

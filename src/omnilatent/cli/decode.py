@@ -14,7 +14,8 @@ import tyro
 from tyro.conf import arg
 
 from ..errors import UserError
-from ..hub import choose_device, load
+from ..devices import choose_device
+from ..hub import load
 from .folders import check_writable
 from .names import check_names
 from .parse import parse
@@ -22,7 +23,7 @@ from .parse import parse
 if TYPE_CHECKING:
     import torch
 
-    from ..latent import Codec
+    from ..codec import Codec
     from ..store import LatentStore
 
 

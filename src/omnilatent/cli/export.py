@@ -23,7 +23,7 @@ from .names import check_names
 from .parse import parse
 
 if TYPE_CHECKING:
-    from ..latent import Codec
+    from ..codec import Codec
 
 
 @dataclass(frozen=True)

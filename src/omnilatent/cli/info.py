@@ -18,7 +18,7 @@ from .. import hub
 from .parse import parse
 
 if TYPE_CHECKING:
-    from ..latent import Codec
+    from ..codec import Codec
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..hub import WEIGHTLESS, locate, recognise, split_label
 
 if TYPE_CHECKING:
-    from ..latent import Codec
+    from ..codec import Codec
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..latent import Codec, Codes, DiagonalGaussian
+from ..codec import Codec
+from ..latent import Codes, DiagonalGaussian
 from .pixel import radial_power, radius
 from .probes import cycle_errors, decode_all, equivariance_psnr, noise_psnr
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..latent import Codec
+from ..codec import Codec
 from .pixel import psnr
 
 STRENGTHS = (0.1, 0.5, 1.0)  # of the latent's standard deviation

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import UserError, is_out_of_memory
-from ..latent import Codec, Codes, Latent
+from ..codec import Codec
+from ..latent import Codes, Latent
 from .catalogue import choose
 from .codebooks import CodebookUsage
 from .health import latent_health

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..latent import Codec
+from ..codec import Codec
 
 BUDGET = 6.0  # seconds for the timed calls; a first call always happens
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..data.workers import own_cores
 from ..errors import UserError, is_disk_full
-from ..latent import Codec
+from ..codec import Codec
 from .files import temporary_name
 from .naming import picture_names
 from .reader import LatentStore

@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 
 from ..data.names import Names
 from ..errors import UserError
-from ..latent import Codec, Codes, DiagonalGaussian, Latent, LatentSpec, Point, Size
+from ..codec import Codec
+from ..latent import Codes, DiagonalGaussian, Latent, LatentSpec, Point, Size
 from .description import Description, read_description
 from .files import map_tensors
 from .index import Index, Shape, read_index

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..data.signals import stop_on_signal
 from ..errors import library
-from ..hub import choose_device
+from ..devices import choose_device, has_bfloat16
 from .checkpoint import load_state, prune, remove_beyond, save_checkpoint
 from .config import RunConfig
 from .finite import check_finite
@@ -46,7 +46,7 @@ def launch_fabric(config: RunConfig) -> Fabric:
     device = choose_device(config.device)
     precision: Any = "32-true"
     if config.amp and device == "cuda":
-        precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        precision = "bf16-mixed" if has_bfloat16(device) else "16-mixed"
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
