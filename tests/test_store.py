@@ -23,6 +23,7 @@ from store_codecs import TinyCodes, TinyGaussian
 from torch.utils.data import DataLoader
 
 import omnilatent
+import omnilatent.store.reading as reading_module
 import omnilatent.store.shards as shards_module
 from omnilatent.data import EvaluationImages, open_images
 from omnilatent.data.folders import ImageFiles
@@ -30,6 +31,7 @@ from omnilatent.data.structured import StructuredImages
 from omnilatent.errors import UserError
 from omnilatent.latent import Codes, DiagonalGaussian, Point
 from omnilatent.store import Description, EncodeConfig, EncodeReport, Encoding, LatentStore, Store, StoreWriter
+from omnilatent.store.batching import Batcher
 from omnilatent.store.files import temporary_name
 from omnilatent.store.moments import ChannelMoments
 from omnilatent.store.packing import bits_for, pack, packed_bytes, unpack
@@ -121,6 +123,39 @@ def test_images_in_their_own_sizes(tmp_path: Path) -> None:
         store.batch([0, 2])
     with pytest.raises(ValueError, match="one latent object has one size"):
         store.latent([0, 4])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_large_pictures_wait_in_small_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    sizes = [(24, 20)] * 9 + [(200, 300), (10, 10), (24, 20)] + [(100, 90)] * 3
+    for i, size in enumerate(sizes):
+        picture(tmp_path / "photos" / f"{i:02}.png", i, size)
+    encode(tmp_path / "photos", tmp_path / "whole", size=None, store_dtype="float32")
+    held: list[int] = []
+    batches: list[int] = []
+
+    def noted(real: Callable, pixels: list[int], measure: Callable[..., int]) -> Callable:
+        def call(self: object, *given: object) -> object:
+            pixels.append(measure(*given))
+            return real(self, *given)
+        return call
+
+    monkeypatch.setattr(reading_module, "READY", 2_000 * 2 * max(1, workers))
+    monkeypatch.setattr(Batcher.__init__, "__defaults__", (2_000, False))
+    monkeypatch.setattr(Encoding, "_sort", noted(
+        Encoding._sort, held, lambda handful, *_: sum(p[..., 0].numel() for p in handful.pixels.values())))
+    monkeypatch.setattr(Encoding, "_start", noted(
+        Encoding._start, batches, lambda batch, _: batch.pixels[..., 0].numel()))
+    encode(tmp_path / "photos", tmp_path / "store", size=None, store_dtype="float32", workers=workers, batch_size=8)
+    assert sum(held) == sum(height * width for height, width in sizes)
+    for pixels in (held, batches):  # below the limit, and one more picture
+        assert max(pixels) <= 2_000 + 200 * 300 and sum(count > 2_000 + 24 * 20 for count in pixels) == 4
+    few, many = LatentStore(tmp_path / "store"), LatentStore(tmp_path / "whole")
+    assert list(few.keys) == list(many.keys)
+    for row in range(len(sizes)):
+        torch.testing.assert_close(few[row], many[row], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("size", "books"), [(2, 0), (100, 0), (1000, 3)])

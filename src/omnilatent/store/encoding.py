@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from .config import EncodeConfig, describe
 from .contents import Content, Contents
 from .index import Index
 from .planning import plan, root_of
-from .reading import File, Handful, PixelSize, Reading
+from .reading import File, Handful, PixelSize, Reading, pixels_of_a_handful
 from .results import DeviceClock, ResultThread, packed, rows_of, to_host
 from .stages import EncodeReport, Stages
 from .summary import is_summarised
@@ -103,26 +103,44 @@ class Encoding:
     def _encode(self, indices: np.ndarray, index: Index, results: ResultThread, stop: Sequence[int]) -> None:
         config, fixed = self.config, self.config.size is not None
         contents = Contents(index)
-        reading = Reading(self.source, indices, config.batch_size, config.size, contents.known)
-        workers = self.report.workers = min(config.workers, len(reading))
         most = config.batch_size * (1 if fixed else 8)
-        batcher: Batcher[_New] = Batcher(config.batch_size, fixed, most, self._on_cuda)
-        with closing(made_in_workers(reading, range(len(reading)), workers)) as handfuls:
-            while not stop:
-                with self.stages.timed("wait"):
-                    handful = next(handfuls, None)
-                if handful is None:
-                    break
-                if isinstance(handful, UserError):
-                    raise handful
+        batcher: Batcher[_New] = Batcher(config.batch_size, fixed, most, pin=self._on_cuda)
+        with closing(self._handfuls(indices, contents, stop)) as handfuls:
+            for handful in handfuls:
                 self.stages.add(handful.seconds)
                 for pixels, items in self._sort(handful, contents, index, results):
                     for batch in self._gathered(batcher.add(pixels, items)):
                         self._start(batch, results)
-            for batch in self._gathered(batcher.rest()):
-                if not stop:
-                    self._start(batch, results)
+        for batch in self._gathered(batcher.rest()):
+            if not stop:
+                self._start(batch, results)
         self.report.stopped = bool(stop)
+
+    def _handfuls(self, indices: np.ndarray, contents: Contents, stop: Sequence[int]) -> Generator[Handful, None, None]:
+        """Files read in workers, until all are or `stop` says so. What did not fit into its handful is read in another
+        round, with as many files a handful as fitted on average."""
+        config = self.config
+        count = config.batch_size
+        if config.size is not None:
+            count = max(1, min(count, pixels_of_a_handful(config.workers) // config.size**2))
+        while len(indices) and not stop:
+            workers = min(config.workers, -(-len(indices) // count))
+            self.report.workers = max(self.report.workers, workers)
+            pixels = pixels_of_a_handful(workers)
+            reading = Reading(self.source, indices, count, config.size, contents.known, pixels)
+            left: list[int] = []
+            with closing(made_in_workers(reading, range(len(reading)), workers)) as handfuls:
+                while not stop:
+                    with self.stages.timed("wait"):
+                        handful = next(handfuls, None)
+                    if handful is None:
+                        break
+                    if isinstance(handful, UserError):
+                        raise handful
+                    left += handful.left
+                    yield handful
+            count = max(1, (len(indices) - len(left)) // len(reading))
+            indices = np.array(left, np.int64)
 
     def _sort(
         self, handful: Handful, contents: Contents, index: Index, results: ResultThread

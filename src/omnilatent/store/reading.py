@@ -3,6 +3,9 @@
 - `Reading`: batches of files of a source, as a data set for `made_in_workers`.
 - `Handful`, `File`: what one batch comes to.
 - `PixelSize`: height and width.
+
+A handful waits in shared memory until the main process comes to it, so its size is limited: in images, and in pixels,
+beyond which the remaining files are left for another round.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from ..errors import UserError
 from .contents import Digests
 
 PixelSize = tuple[int, int]
+READY = 1 << 28  # pixels, 800 MB: what all workers together hold ready; each a picture at least
+_AHEAD = 2  # handfuls that a worker makes before they are asked for: PyTorch's default
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +57,18 @@ class Handful:
         files: in order.
         pixels: size → uint8 `(n, h, w, 3)`, of the files with that size, in order.
         seconds: of each stage.
+        left: files that were not looked at, since the others have as many pixels as a handful may hold.
     """
 
     files: list[File]
     pixels: dict[PixelSize, Tensor]
     seconds: dict[str, float]
+    left: list[int]
+
+
+def pixels_of_a_handful(workers: int) -> int:
+    """Pixels after which a handful takes no further file."""
+    return READY // (_AHEAD * max(1, workers))
 
 
 class Reading(Dataset[Handful | UserError]):
@@ -66,14 +78,16 @@ class Reading(Dataset[Handful | UserError]):
     """
 
     def __init__(
-        self, source: ImageSource, indices: np.ndarray, count: int, size: int | None, known: Digests
+        self, source: ImageSource, indices: np.ndarray, count: int, size: int | None, known: Digests, pixels: int
     ) -> None:
         """
         Args:
             size: side of the centre square; None leaves every image as it is.
             known: their digests.
+            pixels: after which a handful takes no further file.
         """
         self.source, self.indices, self.count, self.size, self.known = source, indices, count, size, known
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.count)
@@ -82,18 +96,20 @@ class Reading(Dataset[Handful | UserError]):
         seconds = {"read": 0.0, "decode": 0.0, "resize": 0.0}
         files: list[File] = []
         prepared: dict[PixelSize, list[np.ndarray]] = {}
+        todo, full = self.indices[batch * self.count : (batch + 1) * self.count].tolist(), 0
         try:
-            for i in self.indices[batch * self.count : (batch + 1) * self.count].tolist():
-                file, pixels = self._one(i, seconds)
+            while todo and full < self.pixels:
+                file, pixels = self._one(todo.pop(0), seconds)
                 files.append(file)
                 if pixels is not None and file.size is not None:
                     prepared.setdefault(file.size, []).append(pixels)
+                    full += file.size[0] * file.size[1]
         except UserError as mistake:  # as a value: see `made_in_workers`
             return mistake
         start = time.perf_counter()
         pixels_of = {size: _stacked(images) for size, images in prepared.items()}
         seconds["resize"] += time.perf_counter() - start
-        return Handful(files, pixels_of, seconds)
+        return Handful(files, pixels_of, seconds, todo)
 
     def _one(self, i: int, seconds: dict[str, float]) -> tuple[File, np.ndarray | None]:
         source, start = self.source, time.perf_counter()
