@@ -18,9 +18,9 @@ import torch.distributed
 from store_codecs import REGISTERED
 
 import omnilatent.cli.encode  # noqa: F401
+import omnilatent.cli.ranks  # noqa: F401
 import omnilatent.data.sources  # noqa: F401
 import omnilatent.store.encoding  # noqa: F401
-import omnilatent.store.ranks  # noqa: F401
 from omnilatent import hub
 from omnilatent.cli.main import main
 from omnilatent.store import shards

@@ -3,9 +3,12 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +19,11 @@ from store_codecs import REGISTERED, TinyGaussian
 
 from omnilatent import hub
 from omnilatent.cli.main import main
+from omnilatent.cli.ranks import Ranks, joined
 from omnilatent.data import EvaluationImages, open_images
 from omnilatent.errors import UserError
-from omnilatent.store import LatentStore
+from omnilatent.store import EncodeReport, LatentStore
 from omnilatent.store.naming import picture_names, sample_names
-from omnilatent.store.ranks import Ranks
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -213,8 +216,40 @@ def test_real_photos_survive_the_way_there_and_back(here: Path) -> None:
         np.testing.assert_array_equal(found, (image * 255).round().byte().permute(1, 2, 0).numpy())
 
 
+def test_a_failure_stops_the_others_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr("omnilatent.cli.ranks._LOOK", 0.05)
+
+    def run(rank: int) -> str:
+        try:
+            with joined(Ranks(rank, 3)) as others:
+                if rank == 2:
+                    raise UserError("The disk is full.")
+                if rank == 0:  # through already
+                    others.gather(EncodeReport())
+                stop: list[int] = []
+                with others.watched(stop):
+                    deadline = time.monotonic() + 20
+                    while not stop and time.monotonic() < deadline:
+                        time.sleep(0.01)
+                others.refuse_failed()
+        except UserError as failure:
+            return str(failure)
+        return "nothing"
+
+    with ThreadPoolExecutor(3) as pool:
+        said = list(pool.map(run, range(3)))
+    told = ("Another process failed, so this one stopped too (rank 2 failed: The disk is full): what is encoded is "
+            "kept; mend that and repeat the command.")
+    assert said == [told, told, "The disk is full."]
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda number: None)
     assert Ranks(rank=1, world=4, local=1).device("cuda") == "cuda:1"
     assert Ranks(rank=3, world=4, local=3).device("cpu") == Ranks().device("cpu") == "cpu"
     with pytest.raises(UserError, match="has 2 GPUs .* give --nproc-per-node 2"):

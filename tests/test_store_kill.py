@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -155,25 +156,46 @@ def test_two_at_once_are_one(
     assert rows == rows_of(reference)
 
 
-def test_two_processes_of_torchrun_are_one(
-    server: Server, photos: Path, undisturbed: tuple[Path, float], tmp_path: Path
-) -> None:
-    reference, _ = undisturbed
+def two_ranks(server: Server, *argvs: list[str]) -> tuple[list[int], list[str]]:
+    """Exit codes and words of two processes that believe that torchrun started them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     said, pids = [], []
-    for rank in range(2):
+    for rank, argv in enumerate(argvs):
         env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        pids.append(server.start(command(photos, tmp_path / "store", "--json", str(tmp_path / "e.json")), **env))
+        pids.append(server.start(argv, **env))
         said.append(server.said)
-    assert [server.wait(pid) for pid in pids] == [0, 0], [path.read_text() for path in said]
+    return [server.wait(pid) for pid in pids], [path.read_text() for path in said]
+
+
+def test_two_processes_of_torchrun_are_one(
+    server: Server, photos: Path, undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
+    reference, _ = undisturbed
+    argv = command(photos, tmp_path / "store", "--json", str(tmp_path / "e.json"))
+    codes, said = two_ranks(server, argv, argv)
+    assert codes == [0, 0], said
     assert rows_of(tmp_path / "store") == rows_of(reference)
     figures = json.loads((tmp_path / "e.json").read_text())
     assert (figures["processes"], figures["rows"], figures["skipped"]) == (2, IMAGES, 1)
     assert figures["new"] + figures["copies"] == IMAGES
-    assert f"{IMAGES} rows" in said[0].read_text() and "rows" not in said[1].read_text()  # rank 0 reports
+    assert f"{IMAGES} rows" in said[0] and "rows" not in said[1]  # rank 0 reports
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_fails_ends_the_other(server: Server, photos: Path, tmp_path: Path, failing: int) -> None:
+    store, few = tmp_path / "store", tmp_path / "few"
+    few.mkdir()
+    shutil.copy(photos / "00.png", few)
+    assert server.run(command(few, store)) == 0
+    argvs = [command(photos, store), command(photos, store)]
+    argvs[failing] += ["--dtype", "bfloat16"]
+    codes, said = two_ranks(server, *argvs)
+    assert codes[failing] == 2 and "rows with dtype float32, and this run would add rows with dtype" in said[failing]
+    if failing == 1:  # the first waits for it; the second may have been through before
+        assert codes[0] == 2 and "Another process failed, so this one stopped too (rank 1 failed: " in said[0], said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

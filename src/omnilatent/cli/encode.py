@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..codec import Codec
     from ..store import EncodeConfig, EncodeReport
-    from ..store.ranks import Ranks
+    from .ranks import Ranks
 
 MOST_WORKERS = 32
 
@@ -111,13 +111,13 @@ def main(argv: list[str]) -> None:
     from ..data import open_images
     from ..data.signals import stop_on_signal
     from ..store import Encoding
-    from ..store.ranks import Ranks, joined
     from ..store.stages import added_up
+    from .ranks import Ranks, joined
 
     ranks = Ranks.of_environment()
-    device = ranks.device(choose_device(options.device))
-    source = open_images(options.data, options.max_pixels)
-    with joined(ranks, device):
+    with joined(ranks) as others:
+        device = ranks.device(choose_device(options.device))
+        source = open_images(options.data, options.max_pixels)
         codec = load(options.name, device, _dtype(options, device))
         config = _config(options, device, ranks)
         if options.compile and config.size is not None and device.startswith("cuda"):
@@ -128,11 +128,12 @@ def main(argv: list[str]) -> None:
             print(f"encoding {source.name} ({len(source):,} images) with {codec.label} on {_where(codec)}, "
                   f"{config.workers} worker{'s' * (config.workers != 1)}"
                   + f", {ranks.world} processes" * (ranks.world > 1), flush=True)
-        with stop_on_signal() as stop, _progress(leads) as (begin, advance):
+        with stop_on_signal() as stop, others.watched(stop), _progress(leads) as (begin, advance):
             report = encoding.run(stop, begin, advance, summarise=ranks.world == 1)
         if report.stopped:
+            others.refuse_failed()
             _stop(options, argv, report)
-        reports = ranks.gather(report)
+        reports = others.gather(report)
         if leads:
             _finish(options, added_up(reports), codec, config, ranks)
 
