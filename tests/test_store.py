@@ -365,8 +365,8 @@ def test_another_folders_files_of_the_same_names_are_refused(
     make(other / "new.png", 8)
     assert encode(other, store).new == 1  # names that differ go together
     make(other / "1.png", 7)
-    with pytest.raises(UserError, match=rf"row 1\.png was made of a file in {data}, and the file of that name in {other} "
-                                        r"is another: encode the folder .* new place, add --moved\."):
+    with pytest.raises(UserError, match=rf"row 1\.png was made of a file in {data}, and the file of that name in "
+                                        rf"{other} is another: encode the folder .* new place, add --moved\."):
         encode(other, store)
     assert LatentStore(store).fields(1)["sha256"] == hashlib.sha256((data / "1.png").read_bytes()).hexdigest()
 
@@ -520,17 +520,18 @@ def test_readers_pass_over_what_was_not_committed_and_writers_sweep_it_up(tmp_pa
     shard_file(folder, 1).write_bytes(b"")  # claimed, long ago
     os.utime(shard_file(folder, 1), (0, 0))
     shard_file(folder, 2).write_bytes(b"")  # claimed just now: perhaps by another machine
-    shutil.copy(shard_file(folder, 0), folder / "shards" / ".writing-shard-1-00000000@elsewhere")
-    half = next(folder.glob("shards/.writing-*"))
-    mine = temporary_name(folder / "shards" / "shard")
-    mine.write_bytes(b"half")
+    fresh, *old = [temporary_name(path) for path in (folder / "shards" / "shard", folder / "shards" / "shard",
+                                                     folder / "store.json")]
+    for half in (fresh, *old):
+        half.write_bytes(b"half")
+    for half in old:
+        os.utime(half, (0, 0))
     with StoreWriter(folder, DESCRIBED) as other:
-        mine_again = temporary_name(folder / "shards" / "shard")
-        mine_again.write_bytes(b"half")
+        assert not any(half.exists() for half in old) and not shard_file(folder, 1).exists()
+        assert fresh.exists() and shard_file(folder, 2).exists()
+        os.utime(fresh, (0, 0))
         with StoreWriter(folder, DESCRIBED):  # not alone
-            assert mine_again.exists()
-        assert not mine.exists() and not shard_file(folder, 1).exists()
-        assert half.exists() and shard_file(folder, 2).exists()
+            assert fresh.exists()
         other.add([{"key": "b"}], {"mean": np.ones((1, 2), np.float32)})
     assert shard_numbers(folder) == [0, 3] and list(Store(folder).keys) == ["a", "b"]
 

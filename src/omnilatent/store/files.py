@@ -3,16 +3,15 @@
 - `replace_text`: a small text file.
 - `write_tensors`: arrays in pieces → a .safetensors file, without joining the pieces in memory.
 - `map_tensors`: a .safetensors file → arrays over its memory map.
-- `temporary_name`, `is_our_temporary`: names of unfinished files, which say which machine writes them.
+- `temporary_name`, `temporaries`: names of unfinished files.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +22,17 @@ _NAMES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "U8": np.uint
           "I16": np.int16, "U32": np.uint32, "I32": np.int32, "U64": np.uint64, "I64": np.int64, "BOOL": np.bool_}
 _DTYPES = {np.dtype(dtype): name for name, dtype in _NAMES.items()}
 _ALIGNED = 64  # bytes: where the data begin, so that mapped arrays are aligned
-_HOST = platform.node().replace("/", "_") or "unknown"
+_UNFINISHED = ".writing-"
 
 
 def temporary_name(path: Path) -> Path:
     """A name beside `path` that nobody else takes and that readers pass over."""
-    return path.with_name(f".writing-{path.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}@{_HOST}")
+    return path.with_name(f"{_UNFINISHED}{uuid.uuid4().hex}")
 
 
-def is_our_temporary(path: Path) -> bool:
-    """Whether `path` was being written on this machine. (Locks of other machines are not seen everywhere.)"""
-    return path.name.startswith(".writing-") and path.name.endswith(f"@{_HOST}")
+def temporaries(folder: Path) -> Iterator[Path]:
+    """The unfinished files in `folder`, whoever writes or wrote them."""
+    return folder.glob(f"{_UNFINISHED}*")
 
 
 def sync_folder(folder: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .files import is_our_temporary, replace_text, sync_folder, temporary_name, write_tensors
+from .files import replace_text, sync_folder, temporaries, temporary_name, write_tensors
 
 try:
     import fcntl
@@ -30,7 +30,7 @@ except ImportError:  # Windows: nothing is swept up, nothing else changes
     fcntl = None  # type: ignore[assignment]
 
 FOLDER = "shards"
-_SETTLED = 600.0  # seconds: a number that was claimed so long ago and has no index never gets one
+_SETTLED = 600.0  # seconds: what was begun so long ago, and not touched since, is never finished
 
 
 class Written(NamedTuple):
@@ -140,14 +140,11 @@ class WriterLock:
             self._handle = -1
 
     def _sweep(self) -> None:
-        """Remove what killed writers left: unfinished files of this machine, and numbers claimed without an index,
-        these only after a while, since a writer on another machine may be unseen."""
-        for folder in (self._folder, self._folder / FOLDER):
-            for path in folder.glob(".writing-*"):
-                if is_our_temporary(path):
-                    path.unlink(missing_ok=True)
-        for number in set(_numbers(self._folder, ".safetensors")) - set(shard_numbers(self._folder)):
-            path = shard_file(self._folder, number)
+        """Remove what killed writers left, unfinished files and numbers claimed without an index, but only after a
+        while: not every file system shows the locks of other machines."""
+        numbers = set(_numbers(self._folder, ".safetensors")) - set(shard_numbers(self._folder))
+        left = [shard_file(self._folder, number) for number in numbers]
+        for path in (*temporaries(self._folder), *temporaries(self._folder / FOLDER), *left):
             try:
                 if time.time() - path.stat().st_mtime > _SETTLED:
                     path.unlink()
