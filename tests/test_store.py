@@ -108,6 +108,25 @@ def test_statistics_are_those_of_the_rows(photos: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(said["moments"]["mean"]["std"]), store.std)
 
 
+def test_the_summary_follows_a_shard_that_was_replaced(photos: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    encode(photos, store)
+    before = (store / "store.json").read_text()
+    encode(photos, store)
+    assert (store / "store.json").read_text() == before  # nothing to do
+    last = shard_numbers(store)[-1]
+    index_file(store, last).unlink()
+    shard_file(store, last).unlink()
+    for path in photos.iterdir():  # three rows, as before
+        if path.name in ("08.png", "09.png", "10.png"):
+            picture(path, int(path.stem) + 50)
+    assert encode(photos, store).new == 3 and shard_numbers(store)[-1] == last
+    summary = json.loads((store / "store.json").read_text())["summary"]
+    found = torch.tensor(summary["moments"]["mean"]["mean"])
+    torch.testing.assert_close(found, LatentStore(store).mean)
+    assert not torch.allclose(found, torch.tensor(json.loads(before)["summary"]["moments"]["mean"]["mean"]), atol=1e-6)
+
+
 def test_images_in_their_own_sizes(tmp_path: Path) -> None:
     sizes = [(24, 20), (24, 20), (17, 31), (24, 20), (40, 9), (17, 31), (24, 20)]
     for i, size in enumerate(sizes):
