@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -87,6 +88,25 @@ def test_decode_gives_the_reconstructions(here: Path, capsys: pytest.CaptureFixt
     assert main(["decode", "store", "--out", "out", "--overwrite"]) == 0 and os.stat("out/a.png.png").st_mtime > 0
     assert main(["decode", "store", "--out", "some", "--limit", "2", "--format", "jpg"]) == 0
     assert sorted(str(p.relative_to("some")) for p in Path("some").rglob("*.jpg")) == ["a.png.jpg", "deep.er/b.c.jpg"]
+
+
+def test_pictures_of_another_store_do_not_pass_for_this_ones(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(ENCODE) == 0
+    assert main(["decode", "store", "--out", "photos"]) == 2
+    assert "photos holds other things than decoded pictures (" in said(capsys)
+    assert main(["decode", "store", "--out", "out"]) == 0
+    before = pixels_of(Path("out/z.png"))
+    assert main(["decode", "store", "--out", "out", "--dtype", "bfloat16"]) == 2
+    assert f"from {here}/store in float32, and these are from {here}/store in bfloat16: give a new" in said(capsys)
+    shutil.move("store", "first")
+    Image.new("RGB", (20, 24)).save("photos/z.png")
+    assert main(ENCODE) == 0
+    assert main(["decode", "store", "--out", "out"]) == 2
+    assert (f"out holds pictures that were decoded from an earlier {here}/store in float32, and these are from "
+            f"{here}/store in float32: give a new folder.") in said(capsys)
+    assert main(["decode", "first", "--out", "out"]) == 0  # a store may move
+    assert "4 were there already" in said(capsys)
+    np.testing.assert_array_equal(pixels_of(Path("out/z.png")), before)
 
 
 def test_native_sizes_and_log_variance_from_the_command_line(here: Path) -> None:

@@ -2,11 +2,13 @@
 
 - `decode_store`: every row as a picture under its key's name.
 - `refuse_other_codec`: a codec whose latents these are not.
+- `refuse_other_pictures`: a folder of other things than this store's pictures.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,8 +22,9 @@ from torch import Tensor
 
 from ..data.workers import own_cores
 from ..errors import UserError, is_disk_full
+from ..hub import read_json
 from ..codec import Codec
-from .files import temporary_name
+from .files import replace_text, temporary_name
 from .naming import picture_names
 from .reader import LatentStore
 
@@ -31,6 +34,9 @@ FORMATS: dict[str, dict[str, Any]] = {
     "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     "webp": {"format": "WEBP", "quality": 95},
 }
+
+
+RECORD = "decoded.json"  # in the folder of pictures: what they were decoded from
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,28 @@ def refuse_other_codec(store: LatentStore, codec: Codec) -> None:
         raise UserError(f"{codec.label} only encodes: it has no decoder.")
 
 
+def refuse_other_pictures(out: Path, store: LatentStore, dtype: str) -> dict[str, str]:
+    """Raise a `UserError` unless `out` is new, empty, or holds pictures of this store in this precision: pictures that
+    are there are kept, and those of another store would pass for this one's.
+
+    Returns:
+        What `RECORD` in `out` says, or is to say.
+    """
+    path = str(store.path.resolve())
+    record = {"id": store.description.notes.get("id", path), "store": path, "dtype": dtype}
+    names = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")] if out.is_dir() else []
+    if not names:
+        return record
+    if RECORD not in names:
+        raise UserError(f"{out} holds other things than decoded pictures ({names[0]}): give a new folder.")
+    there = read_json(out / RECORD)
+    if (there.get("id"), there.get("dtype")) != (record["id"], dtype):
+        earlier = "an earlier " if there.get("store") == path and there.get("id") != record["id"] else ""
+        raise UserError(f"{out} holds pictures that were decoded from {earlier}{there.get('store')} in "
+                        f"{there.get('dtype')}, and these are from {path} in {dtype}: give a new folder.")
+    return record
+
+
 def decode_store(
     store: LatentStore, codec: Codec, out: Path, form: str = "png", batch_size: int = 32, limit: int | None = None,
     overwrite: bool = False, begin: Callable[[int], None] | None = None,
@@ -70,9 +98,12 @@ def decode_store(
         begin, progress: told the number of pictures to write, and of those written.
 
     Raises:
-        UserError: the codec is another one, or the disk is full.
+        UserError: the codec is another one, `out` holds other things, or the disk is full.
     """
     refuse_other_codec(store, codec)
+    record = refuse_other_pictures(out, store, str(codec.dtype).removeprefix("torch."))
+    out.mkdir(parents=True, exist_ok=True)
+    replace_text(out / RECORD, json.dumps(record, indent=2) + "\n")
     names = picture_names(store.keys, f".{form}")
     count = len(store) if limit is None else min(limit, len(store))
     rows = [place * len(store) // count for place in range(count)]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+import uuid
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class Description:
         kind: "latents", or what else is cached.
         about: what decides the numbers: weights, preprocessing, precision, which tensors a row has. Rows of another
             `about` are refused.
-        notes: what is good to know and decides nothing: a codec's name, path and licence.
+        notes: what is good to know and decides nothing: a codec's name, path and licence; and "id", which tells this
+            store from others of the same `about`, wherever it is copied or moved to.
         summary: rows and moments when a writer last finished. Readers count anew; it is for people.
     """
 
@@ -94,7 +96,8 @@ def create_or_check(folder: Path, wanted: Description) -> Description:
     if not file.exists():
         refuse_strange_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        replace_text(file, wanted.to_json(), only_new=True)
+        named = replace(wanted, notes={**wanted.notes, "id": uuid.uuid4().hex})
+        replace_text(file, named.to_json(), only_new=True)
     there = read_description(folder)
     refuse_other(folder, there, wanted)
     return there
