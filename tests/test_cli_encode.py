@@ -23,7 +23,7 @@ from omnilatent.cli.main import main
 from omnilatent.cli.ranks import Ranks, joined
 from omnilatent.data import EvaluationImages, open_images
 from omnilatent.errors import UserError
-from omnilatent.store import EncodeReport, LatentStore
+from omnilatent.store import EncodeReport, LatentStore, StoreWriter
 from omnilatent.store.naming import picture_names, sample_names
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -153,6 +153,23 @@ def test_webdataset_reads_back(here: Path, capsys: pytest.CaptureFixture[str]) -
     assert "is a folder with something in it" in said(capsys)
     assert main(["export", "store", "--to", "webdataset", "--out", "tars", "--rows-per-shard", "3", "--overwrite"]) == 0
     assert Path("tars/000000.tar").read_bytes() == first
+
+
+def test_webdataset_in_the_type_that_is_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ENCODE, "--store-dtype", "float32"]) == 0
+    export = ["export", "store", "--to", "webdataset", "--out", "tars", "--overwrite"]
+    for more, expected in ([], np.float32), (["--dtype", "float16"], np.float16):
+        assert main([*export, *more]) == 0
+        with tarfile.open("tars/000000.tar") as tar:
+            values = np.load(io.BytesIO(tar.extractfile("z.latent.npy").read()))
+        np.testing.assert_array_equal(values, LatentStore("store").array(3, "mean").astype(expected))
+        assert values.dtype == expected
+    assert main([*export, "--dtype", "bfloat16"]) == 2
+    assert "--dtype bfloat16 is no type of NumPy's files: give float32 or float16." in said(capsys)
+    with StoreWriter(Path("wide"), LatentStore("store").description) as writer:
+        writer.add([{"key": "far", "image": [16, 16]}], {"mean": np.full((1, 4, 4, 4), 1e6, np.float32)})
+    assert main(["export", "wide", "--to", "webdataset", "--out", "far", "--dtype", "float16"]) == 2
+    assert "The mean of far is not finite in float16: leave out --dtype." in said(capsys) and not Path("far").exists()
 
 
 def test_names_stay_inside_and_apart() -> None:

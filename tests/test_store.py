@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 import omnilatent
 import omnilatent.store.reading as reading_module
 import omnilatent.store.shards as shards_module
+from omnilatent.cli.export import export_store
 from omnilatent.data import EvaluationImages, open_images
 from omnilatent.data.folders import ImageFiles
 from omnilatent.data.structured import StructuredImages
@@ -201,6 +202,8 @@ def test_codes_export_as_small_integers(photos: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "tars" / "000000.tar") as tar:
         codes = np.load(io.BytesIO(tar.extractfile("07.codes.npy").read()))
     assert codes.dtype == np.uint16
+    with pytest.raises(UserError, match="holds codes, which are integers: leave out --dtype"):
+        export_store(tmp_path / "store", tmp_path / "more", 100, "float16")
     np.testing.assert_array_equal(codes, store[store.find("07.png")].numpy())
 
 

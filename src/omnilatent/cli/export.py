@@ -37,8 +37,9 @@ class ExportOptions:
     as the WebDataset library reads them."""
     out: Path
     """The folder or file to write."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Floating point type of the written weights."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Floating point type of the written weights, by default float32; with --to webdataset of the latents, by default
+    the one they are stored in."""
     rows_per_shard: int = 10_000
     """Rows of a tar, with --to webdataset."""
     overwrite: bool = False
@@ -50,12 +51,12 @@ def main(argv: list[str]) -> None:
     out = options.out.expanduser().resolve()
     check_target(out, options.to, options.overwrite)
     if options.to == "webdataset":
-        export_store(Path(options.name).expanduser(), out, options.rows_per_shard)
+        export_store(Path(options.name).expanduser(), out, options.rows_per_shard, options.dtype)
         return
     check_names([options.name])
     import torch
 
-    codec = hub.load(options.name, dtype=getattr(torch, options.dtype))
+    codec = hub.load(options.name, dtype=getattr(torch, options.dtype or "float32"))
     if options.to == "diffusers":
         export_folder(codec, out)
         print(f"wrote {out}: diffusers' {type(_model(codec)).__name__}.from_pretrained opens it")
@@ -123,20 +124,24 @@ def export_file(codec: Codec, file: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def export_store(store: Path, folder: Path, rows_per_tar: int) -> None:
+def export_store(store: Path, folder: Path, rows_per_tar: int, dtype: str | None) -> None:
     """Write the rows of a store of latents as tar files, with a line that says how many."""
     from ..store.description import read_description
 
     if rows_per_tar < 1:
         raise UserError(f"--rows-per-shard {rows_per_tar} is too small: give at least 1.")
-    read_description(store)  # a wrong folder is answered before torch is imported
+    tensors = read_description(store).about.get("tensors", {})  # a wrong folder is answered without torch
+    if dtype == "bfloat16":
+        raise UserError("--dtype bfloat16 is no type of NumPy's files: give float32 or float16.")
+    if dtype is not None and "codes" in tensors:
+        raise UserError(f"{store} holds codes, which are integers: leave out --dtype.")
     from ..store import LatentStore
     from ..store.webdataset import export_webdataset
 
     latents = LatentStore(store)
     if not len(latents):
         raise UserError(f"{store} holds no rows: repeat the 'omnilatent encode' that began it.")
-    tars = export_webdataset(latents, folder, rows_per_tar)
+    tars = export_webdataset(latents, folder, rows_per_tar, dtype)
     print(f"wrote {folder}: {len(latents):,} rows in {tars} tar file{'s' if tars > 1 else ''}")
 
 

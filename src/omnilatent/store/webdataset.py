@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import UserError
 from ..hub import new_folder
 from .naming import sample_names
 from .reader import LatentStore
@@ -24,7 +25,8 @@ FIELDS = {"mean": "latent", "codes": "codes", "logvar": "logvar"}
 
 
 def export_webdataset(
-    store: LatentStore, folder: Path, rows_per_tar: int = 10_000, progress: Callable[[int], None] | None = None
+    store: LatentStore, folder: Path, rows_per_tar: int = 10_000, dtype: str | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> int:
     """Write `folder`, as a whole or not at all; an existing one is replaced.
 
@@ -34,13 +36,14 @@ def export_webdataset(
 
     Args:
         rows_per_tar: samples of a tar.
+        dtype: NumPy's name of the latents' type; None: as they are stored. Codes have the smallest that holds them.
         progress: told of rows written.
 
     Returns:
         The number of tars.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or a latent is not finite in `dtype`.
     """
     names = sample_names(store.keys)
     order = store.in_place_order().tolist()
@@ -50,19 +53,24 @@ def export_webdataset(
             rows = order[number * rows_per_tar : (number + 1) * rows_per_tar]
             with tarfile.open(temporary / f"{number:06d}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
                 for row in rows:
-                    _add_row(tar, store, row, names[row])
+                    _add_row(tar, store, row, names[row], dtype)
             if progress is not None:
                 progress(len(rows))
         (temporary / "provenance.json").write_text(store.description.to_json(), encoding="utf-8")
     return tars
 
 
-def _add_row(tar: tarfile.TarFile, store: LatentStore, row: int, name: str) -> None:
+def _add_row(tar: tarfile.TarFile, store: LatentStore, row: int, name: str, dtype: str | None) -> None:
     for tensor in store.description.about["tensors"]:
         values = store[row].numpy() if tensor != "logvar" else store.array(row, "logvar")
         if tensor == "codes":
             assert store.spec.codebook_size is not None
             values = values.astype(np.min_scalar_type(store.spec.codebook_size - 1))
+        elif dtype is not None:
+            with np.errstate(over="ignore"):
+                values = values.astype(dtype)
+            if not np.isfinite(values).all():
+                raise UserError(f"The {tensor} of {store.keys[row]} is not finite in {dtype}: leave out --dtype.")
         contents = io.BytesIO()
         np.lib.format.write_array(contents, np.ascontiguousarray(values), allow_pickle=False)
         _add(tar, f"{name}.{FIELDS[tensor]}.npy", contents.getvalue())
