@@ -19,11 +19,16 @@ from PIL import Image
 from store_codecs import REGISTERED, TinyGaussian
 
 from omnilatent import hub
+from omnilatent.cli.bench import Bench
+from omnilatent.cli.bench import _store as bench_store
+from omnilatent.cli.encode import Encode
+from omnilatent.cli.encode import _config as encode_config
 from omnilatent.cli.main import main
 from omnilatent.cli.ranks import Ranks, joined
+from omnilatent.codec import Codec
 from omnilatent.data import EvaluationImages, open_images
 from omnilatent.errors import UserError
-from omnilatent.store import EncodeReport, LatentStore, StoreWriter
+from omnilatent.store import EncodeConfig, EncodeReport, Encoding, LatentStore, StoreWriter
 from omnilatent.store.naming import picture_names, sample_names
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -70,6 +75,26 @@ def test_encode_says_what_it_did_and_writes_it(here: Path, capsys: pytest.Captur
     assert figures["stored_bytes"] == committed
     assert main(ENCODE) == 0
     assert "store: 4 rows (0 new, 4 unchanged)" in said(capsys)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_bench_measures_what_encode_does(device: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[EncodeConfig] = []
+
+    class Noted(Encoding):
+        def __init__(self, codec: Codec, source: object, folder: Path, config: EncodeConfig) -> None:
+            configs.append(config)
+
+        def run(self) -> EncodeReport:
+            return EncodeReport()
+
+    monkeypatch.setattr("omnilatent.store.Encoding", Noted)
+    encoding = Encode("tiny", "photos", Path("store"))
+    benching = Bench("tiny", "photos")
+    bench_store(TinyGaussian(), benching, device)
+    theirs, ours = configs[0], encode_config(encoding, device, Ranks())
+    assert (theirs.batch_size, theirs.workers, theirs.size) == (ours.batch_size, ours.workers, ours.size)
+    assert ours.batch_size == (8 if device == "cpu" else 64)
 
 
 def test_decode_gives_the_reconstructions(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

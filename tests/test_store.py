@@ -222,6 +222,20 @@ def test_what_is_not_finite_is_refused_with_its_key(photos: Path, tmp_path: Path
     assert encode(photos, tmp_path / "wide", codec, store_dtype="float32").new == 11
 
 
+@pytest.mark.parametrize(("enough", "more", "expected"), [
+    (11, {}, 1), (12, {}, 0), (11, {"compile": False}, 0), (11, {"size": None}, 0)])
+def test_a_codec_is_compiled_for_many_images_only(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enough: int, more: dict, expected: int
+) -> None:
+    monkeypatch.setattr("omnilatent.store.encoding.WORTH_COMPILING", enough)
+    codec, calls = TinyGaussian(), []
+    monkeypatch.setattr(codec, "compile", lambda: calls.append(codec))
+    for times in (expected, expected):  # the second time there is nothing left to do
+        report = encode(photos, tmp_path / "store", codec, **{"compile": True, **more})
+        assert len(calls) == times
+    assert not report.compiled and report.unchanged == 11
+
+
 def test_no_posterior_no_logvar(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pixels makes no posterior, so there is no log-variance to store: leave out"):
         encode(photos, tmp_path / "store", omnilatent.load("pixels"), logvar=True)

@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
         "rows": [asdict(row) for row in rows]}
     if options.data is not None:
         on_device = next((r.images_per_second for r in reversed(rows) if r.what == "encode"), None)
-        report = _store(codec, options, device, batch)
+        report = _store(codec, options, device)
         record["store"] = report.to_json()
         console.print(_stages(report, on_device), highlight=False)
     if options.json is not None:
@@ -138,15 +138,16 @@ def _shown(row: Row, console: Any) -> Row:
     return row
 
 
-def _store(codec: Codec, options: Bench, device: str, batch: int) -> EncodeReport:
-    """Encode DATA into a temporary store; on a GPU the codec is compiled by now."""
+def _store(codec: Codec, options: Bench, device: str) -> EncodeReport:
+    """Encode DATA into a temporary store, as `encode` does; on a GPU the codec is compiled by now."""
     from ..data import open_images
-    from ..data.workers import own_cores
     from ..store import EncodeConfig, Encoding
+    from ..store.config import usual_load
 
-    workers = own_cores() if options.workers < 0 else options.workers
+    batch_size, workers = usual_load(device)
     with tempfile.TemporaryDirectory() as folder:
-        config = EncodeConfig(options.size, batch, workers=workers)
+        config = EncodeConfig(options.size, options.batch_size or batch_size,
+                              workers=workers if options.workers < 0 else options.workers)
         return Encoding(codec, open_images(options.data), Path(folder) / "store", config).run()
 
 

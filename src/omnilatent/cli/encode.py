@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from ..store import EncodeConfig, EncodeReport
     from .ranks import Ranks
 
-MOST_WORKERS = 32
-
 
 @dataclass(frozen=True)
 class Encode:
@@ -50,7 +48,7 @@ class Encode:
     logvar: bool = False
     """keep the posterior's log-variance beside its mean"""
     batch_size: Annotated[int | None, arg(metavar="INT")] = None
-    """images at a time; by default 32, on a CPU 8"""
+    """images at a time; by default 64, on a CPU 8"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """precision of the codec; auto is the store's, of a new store bfloat16 on a GPU that has it, else float32"""
     store_dtype: Literal["float16", "float32"] = "float16"
@@ -68,7 +66,7 @@ class Encode:
     rows_per_shard: int = 32_768
     """rows of a shard's file at most"""
     compile: bool = True
-    """compile the codec on a CUDA GPU, for images of one size"""
+    """compile the codec on a CUDA GPU, for images of one size, if there are 30,000 or more to encode"""
     json: Annotated[Path | None, arg(metavar="FILE")] = None
     """write the counts, bytes and seconds of every stage to this file"""
 
@@ -120,8 +118,6 @@ def main(argv: list[str]) -> None:
         source = open_images(options.data, options.max_pixels)
         codec = load(options.name, device, _dtype(options, device))
         config = _config(options, device, ranks)
-        if options.compile and config.size is not None and device.startswith("cuda"):
-            codec.compile()
         encoding = Encoding(codec, source, options.out, config)
         leads = ranks.rank == 0
         if leads:
@@ -197,17 +193,17 @@ def _dtype(options: Encode, device: str) -> torch.dtype:
 
 
 def _config(options: Encode, device: str, ranks: Ranks) -> EncodeConfig:
-    from ..data.workers import own_cores
     from ..store import EncodeConfig
+    from ..store.config import usual_load
 
     part, parts = ranks.part(*options.part())
-    on_cpu, cores = device == "cpu", own_cores()
-    workers = max(1, cores // 8 if on_cpu else min(MOST_WORKERS, cores - 1))  # on a CPU the codec needs the cores
+    batch_size, workers = usual_load(device)
     return EncodeConfig(
         size=None if options.size == "native" else int(options.size),
-        batch_size=options.batch_size or (8 if on_cpu else 32), logvar=options.logvar, store_dtype=options.store_dtype,
-        workers=workers if options.workers < 0 else options.workers, rows_per_shard=options.rows_per_shard,
-        max_pixels=options.max_pixels, moved=options.moved, part=part, parts=parts,
+        batch_size=options.batch_size or batch_size, logvar=options.logvar, store_dtype=options.store_dtype,
+        workers=workers if options.workers < 0 else options.workers, compile=options.compile,
+        rows_per_shard=options.rows_per_shard, max_pixels=options.max_pixels, moved=options.moved,
+        part=part, parts=parts,
     )
 
 

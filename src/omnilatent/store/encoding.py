@@ -24,7 +24,7 @@ from ..data.workers import made_in_workers
 from ..errors import UserError
 from ..codec import Codec
 from .batching import Batcher, ImageBatch
-from .config import EncodeConfig, describe
+from .config import WORTH_COMPILING, EncodeConfig, describe
 from .contents import Content, Contents
 from .index import Index
 from .planning import plan, root_of
@@ -47,7 +47,7 @@ class Encoding:
     """Encodes what a store does not hold yet.
 
     Args:
-        codec: on its device, in its dtype, compiled or not. With a fixed size every batch has the same shape.
+        codec: on its device, in its dtype; if it is compiled already it stays so.
         source: the images.
         folder: the store, new or begun with the same codec and preprocessing.
 
@@ -87,6 +87,9 @@ class Encoding:
             if begin is not None:
                 begin(len(work.indices))
             if len(work.indices):
+                if config.compile and config.size is not None and len(work.indices) >= WORTH_COMPILING:
+                    self.codec.compile()
+                    report.compiled = True
                 with torch.cuda.device(self.codec.device) if self._on_cuda else nullcontext():
                     self._warm_up()
                     start = time.perf_counter()

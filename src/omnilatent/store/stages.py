@@ -77,6 +77,7 @@ class EncodeReport:
         workers: processes that read and decoded.
         rows: of the whole store, at the end.
         stopped: whether it was asked to stop before it was through.
+        compiled: whether there was enough to do to compile the codec.
     """
 
     new: int = 0
@@ -94,6 +95,7 @@ class EncodeReport:
     workers: int = 0
     rows: int = 0
     stopped: bool = False
+    compiled: bool = False
 
     @property
     def images_per_second(self) -> float:
@@ -119,4 +121,5 @@ def added_up(reports: Sequence[EncodeReport]) -> EncodeReport:
         else:
             setattr(total, entry.name, sum(values))
     total.stopped = any(report.stopped for report in reports)
+    total.compiled = any(report.compiled for report in reports)
     return total
