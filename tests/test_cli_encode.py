@@ -134,6 +134,19 @@ def test_pictures_of_another_store_do_not_pass_for_this_ones(here: Path, capsys:
     np.testing.assert_array_equal(pixels_of(Path("out/z.png")), before)
 
 
+def test_a_store_is_no_folder_of_images_but_its_pictures_are(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(ENCODE) == 0
+    sentence = ("omnilatent: store is a store, not a folder of images: give the images it was made from, or decode it "
+                "first with 'omnilatent decode store --out PICTURES'.")
+    assert main(["encode", "tiny", "store", "--out", "again", "--workers", "0"]) == 2
+    assert sentence in said(capsys) and not Path("again").exists()
+    assert main(["compare", "pixels", "--data", "store", "--out", "report"]) == 2
+    assert sentence in said(capsys)
+    assert main(["decode", "store", "--out", "PICTURES"]) == 0
+    assert main(["encode", "tiny", "PICTURES", "--out", "again", "--size", "16", "--workers", "0"]) == 0
+    assert len(LatentStore("again")) == 4
+
+
 def test_native_sizes_and_log_variance_from_the_command_line(here: Path) -> None:
     Image.new("RGB", (31, 17)).save("photos/wide.png")
     assert main(["encode", "tiny", "photos", "--out", "store", "--size", "native", "--logvar", "--workers", "1"]) == 0

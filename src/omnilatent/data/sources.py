@@ -81,6 +81,9 @@ def _open_folder(folder: Path, max_pixels: int) -> ImageSource:
     tars = [file for file in files if file.lower().endswith(".tar")]
     if tars:
         return TarImages([folder / tar for tar in tars], tars, folder, name, max_pixels)
+    if (folder / "store.json").is_file():  # store/ stands above this room
+        raise UserError(f"{folder} is a store, not a folder of images: give the images it was made from, or decode it "
+                        f"first with 'omnilatent decode {folder} --out PICTURES'.")
     suffixes = Counter(Path(file).suffix.lower() or "no suffix" for file in files)
     instead = ", ".join(f"{count} with {suffix}" for suffix, count in suffixes.most_common(3))
     raise UserError(
