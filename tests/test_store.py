@@ -222,6 +222,21 @@ def test_what_is_not_finite_is_refused_with_its_key(photos: Path, tmp_path: Path
     assert encode(photos, tmp_path / "wide", codec, store_dtype="float32").new == 11
 
 
+def test_float16_waits_for_the_device_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, real, waits = TinyGaussian().to(dtype=torch.float16), torch.Tensor.__bool__, []
+
+    def counted(tensor: torch.Tensor) -> bool:
+        waits.append(tensor.shape)
+        return real(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "__bool__", counted)
+    images = torch.rand(2, 3, 16, 16)
+    codec.encode(images)
+    assert len(waits) == 1
+    codec.to(dtype=torch.bfloat16).encode(images)
+    assert len(waits) == 1
+
+
 @pytest.mark.parametrize(("enough", "more", "expected"), [
     (11, {}, 1), (12, {}, 0), (11, {"compile": False}, 0), (11, {"size": None}, 0)])
 def test_a_codec_is_compiled_for_many_images_only(

@@ -173,13 +173,13 @@ class Codec(ABC):
         """`run()`; where float16 overflowed (SDXL's is the known model), the codec moves to a wider type for good,
         says so once, and runs again. Values that are not finite in another type are returned as they are."""
         result = run()
-        if self.dtype != torch.float16 or all(part.isfinite().all() for part in tensors(result)):
+        if self.dtype != torch.float16 or _all_finite(tensors(result)):
             return result
         wide = torch.bfloat16 if has_bfloat16(self.device) else torch.float32
         self.to(dtype=wide)
         name = str(wide).removeprefix("torch.")
         result = run()
-        if not all(part.isfinite().all() for part in tensors(result)):
+        if not _all_finite(tensors(result)):
             raise UserError(f"{self.label} gives infinite values or NaN in float16 and in {name}: check its weights "
                             "and the images, or load it with --dtype float32.")
         # A logger, since a warning of the same text is shown once a process, not once a codec.
@@ -191,6 +191,13 @@ class Codec(ABC):
         multiple = self.spec.downsampling
         bottom, right = -images.shape[-2] % multiple, -images.shape[-1] % multiple
         return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
+
+
+def _all_finite(parts: list[Tensor]) -> bool:
+    """Whether every number is finite. Waits for the device once: the least and the greatest value of each part tell,
+    NaN among them if there is one."""
+    extremes = [extreme.float() for part in parts for extreme in part.aminmax()]
+    return bool(torch.stack(extremes).isfinite().all())
 
 
 def _tensors(latent: Latent) -> list[Tensor]:
