@@ -32,11 +32,11 @@ from omnilatent.data.structured import StructuredImages
 from omnilatent.errors import UserError
 from omnilatent.latent import Codes, DiagonalGaussian, Point
 from omnilatent.store import Description, EncodeConfig, EncodeReport, Encoding, LatentStore, Store, StoreWriter
-from omnilatent.store.batching import Batcher
 from omnilatent.store.files import temporary_name
 from omnilatent.store.moments import ChannelMoments
 from omnilatent.store.packing import bits_for, pack, packed_bytes, unpack
 from omnilatent.store.planning import shares
+from omnilatent.store.reading import Batcher
 from omnilatent.store.shards import index_file, shard_file, shard_numbers
 from omnilatent.store.webdataset import export_webdataset
 

@@ -137,7 +137,7 @@ def main(argv: list[str]) -> None:
 def _finish(options: Encode, report: EncodeReport, codec: Codec, config: EncodeConfig, ranks: Ranks) -> None:
     """Say what came of it, and write --json."""
     from ..store.files import replace_text
-    from ..store.summary import summarise
+    from ..store.index import summarise
 
     if ranks.world > 1:
         report.rows = len(summarise(options.out))

@@ -23,16 +23,13 @@ from ..data.protocols import ImageSource
 from ..data.workers import made_in_workers
 from ..errors import UserError
 from ..codec import Codec
-from .batching import Batcher, ImageBatch
 from .config import WORTH_COMPILING, EncodeConfig, describe
-from .contents import Content, Contents
-from .index import Index
-from .planning import plan, root_of
-from .reading import File, Handful, PixelSize, Reading, pixels_of_a_handful
-from .results import DeviceClock, ResultThread, packed, rows_of, to_host
-from .stages import EncodeReport, Stages
-from .summary import is_summarised
-from .summary import summarise as summarise_folder
+from .index import Index, is_summarised
+from .index import summarise as summarise_folder
+from .planning import Content, Contents, plan, root_of
+from .reading import Batcher, File, Handful, ImageBatch, PixelSize, Reading, pixels_of_a_handful
+from .results import ResultThread, packed, rows_of, to_host
+from .stages import DeviceClock, EncodeReport, Stages
 from .writer import StoreWriter
 
 

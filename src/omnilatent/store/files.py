@@ -2,7 +2,6 @@
 
 - `replace_text`: a small text file.
 - `write_tensors`: arrays in pieces → a .safetensors file, without joining the pieces in memory.
-- `map_tensors`: a .safetensors file → arrays over its memory map.
 - `temporary_name`, `temporaries`: names of unfinished files.
 """
 
@@ -16,11 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
-
-_NAMES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "U8": np.uint8, "I8": np.int8, "U16": np.uint16,
+DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "U8": np.uint8, "I8": np.int8, "U16": np.uint16,
           "I16": np.int16, "U32": np.uint32, "I32": np.int32, "U64": np.uint64, "I64": np.int64, "BOOL": np.bool_}
-_DTYPES = {np.dtype(dtype): name for name, dtype in _NAMES.items()}
+_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 _ALIGNED = 64  # bytes: where the data begin, so that mapped arrays are aligned
 _UNFINISHED = ".writing-"
 
@@ -102,11 +99,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Sequence[np.ndarray]]) -> in
         first = pieces[0]
         if any(piece.dtype != first.dtype or piece.shape[1:] != first.shape[1:] for piece in pieces):
             raise ValueError(f"the pieces of {name} differ in type or shape: {[(p.dtype, p.shape) for p in pieces]}")
-        if first.dtype not in _DTYPES:
-            raise ValueError(f"{name} is {first.dtype}; a store takes {', '.join(map(str, _DTYPES))}")
+        if first.dtype not in _NAMES:
+            raise ValueError(f"{name} is {first.dtype}; a store takes {', '.join(map(str, _NAMES))}")
         size = sum(piece.nbytes for piece in pieces)
         shape = [sum(len(piece) for piece in pieces), *first.shape[1:]]
-        head[name] = {"dtype": _DTYPES[first.dtype], "shape": shape, "data_offsets": [offset, offset + size]}
+        head[name] = {"dtype": _NAMES[first.dtype], "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(head).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNED)
@@ -118,36 +115,3 @@ def write_tensors(path: Path, tensors: Mapping[str, Sequence[np.ndarray]]) -> in
         file.flush()
         os.fsync(file.fileno())
     return 8 + len(text) + offset
-
-
-def map_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Read-only arrays over the memory map of a .safetensors file; nothing but its head is read.
-
-    PyTorch maps it, since Python's own `mmap` keeps a file descriptor for each map, and a process has 1,024 of these
-    by default: a store may have more shards.
-
-    Raises:
-        UserError: the file is missing or not whole.
-    """
-    import torch  # here: those who only write small files need it not
-
-    try:
-        size = path.stat().st_size
-        mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
-        mapped.flags.writeable = False
-        length = int.from_bytes(mapped[:8].tobytes(), "little")
-        head = json.loads(mapped[8 : 8 + length].tobytes())
-        found = {}
-        for name, entry in head.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            dtype = np.dtype(_NAMES[entry["dtype"]])
-            found[name] = np.frombuffer(mapped, dtype, (end - begin) // dtype.itemsize, 8 + length + begin).reshape(
-                entry["shape"])
-        return found
-    except FileNotFoundError as failure:
-        raise UserError(f"{path} is missing, and rows of its store lie in it: restore it, or encode anew.") from failure
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as failure:
-        reason = " ".join(str(failure).split())
-        raise UserError(f"{path} is not a whole shard ({reason}): restore it, or encode anew.") from failure

@@ -22,10 +22,9 @@ from ..errors import UserError
 from ..codec import Codec
 from ..latent import Codes, DiagonalGaussian, Latent, LatentSpec, Point, Size
 from .description import Description, read_description
-from .files import map_tensors
 from .index import Index, Shape, read_index
 from .packing import unpack
-from .rows import RowTable, used_groups
+from .rows import RowTable, map_tensors, used_groups
 from .shards import shard_file
 
 

@@ -1,7 +1,9 @@
-"""Files → pixels, in worker processes: each file is read once, hashed, decoded from what was read, and prepared.
+"""Files → pixels → batches. In worker processes each file is read once, hashed, decoded from what was read, and
+prepared; the main process gathers pictures of one size.
 
 - `Reading`: batches of files of a source, as a data set for `made_in_workers`.
 - `Handful`, `File`: what one batch comes to.
+- `Batcher`, `ImageBatch`: handfuls' pictures → batches of one shape, page-locked where a GPU waits for them.
 - `PixelSize`: height and width.
 
 A handful waits in shared memory until the main process comes to it, so its size is limited: in images, and in pixels,
@@ -11,9 +13,11 @@ beyond which the remaining files are left for another round.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,10 +27,12 @@ from torch.utils.data import Dataset
 from ..data.images import UnreadableImage, resize_and_crop
 from ..data.protocols import ImageSource, StoredImages
 from ..errors import UserError
-from .contents import Digests
+from .planning import Digests
 
+Item = TypeVar("Item")
 PixelSize = tuple[int, int]
 READY = 1 << 28  # pixels, 800 MB: what all workers together hold ready; each a picture at least
+WAITING = 1 << 26  # pixels, 200 MB: what waits for its batch to be full
 _AHEAD = 2  # handfuls that a worker makes before they are asked for: PyTorch's default
 
 
@@ -155,3 +161,74 @@ def _passed(seconds: dict[str, float], stage: str, start: float) -> float:
     now = time.perf_counter()
     seconds[stage] += now - start
     return now
+
+
+class ImageBatch(NamedTuple, Generic[Item]):
+    """uint8 pixels `(b, h, w, 3)`, of which the first `len(items)` count; the others fill the batch up."""
+
+    pixels: Tensor
+    items: list[Item]
+
+
+class Batcher(Generic[Item]):
+    """Gathers images until a batch of one size is full.
+
+    Args:
+        batch_size: images of a full batch.
+        fill: give the last batch the full shape too, with the last image repeated: a compiled codec keeps its shape,
+            and an image's latent does not depend on how many came with it.
+        most: images of all sizes that may wait; then the group with the most pixels goes, full or not.
+        pixels: what all of them may have together.
+        pin: page-locked memory.
+    """
+
+    def __init__(
+        self, batch_size: int, fill: bool, most: int, pixels: int = WAITING, pin: bool = False
+    ) -> None:
+        self._batch_size, self._fill, self._most, self._most_pixels, self._pin = batch_size, fill, most, pixels, pin
+        self._waiting: dict[tuple[int, ...], tuple[list[Tensor], list[Item]]] = {}
+        self._count = self._pixels = 0
+
+    def add(self, pixels: Tensor, items: list[Item]) -> Iterator[ImageBatch[Item]]:
+        """Take in images `(n, h, w, 3)` of one size, and yield the batches that are full now."""
+        parts, waiting = self._waiting.setdefault(tuple(pixels.shape[1:]), ([], []))
+        parts.append(pixels)
+        waiting += items
+        self._count += len(items)
+        self._pixels += len(items) * math.prod(pixels.shape[1:3])
+        while len(waiting) >= self._batch_size:
+            yield self._take(tuple(pixels.shape[1:]))
+        if parts:
+            parts[-1] = parts[-1].clone()  # what waits should not keep a worker's shared memory
+        while self._count > self._most or (self._pixels > self._most_pixels and not self._fill):
+            yield self._take(max(self._waiting, key=lambda shape: len(self._waiting[shape][1]) * math.prod(shape)))
+
+    def rest(self) -> Iterator[ImageBatch[Item]]:
+        """What is left, in batches that may not be full."""
+        for shape in list(self._waiting):
+            while shape in self._waiting:
+                yield self._take(shape)
+
+    def _take(self, shape: tuple[int, ...]) -> ImageBatch[Item]:
+        parts, waiting = self._waiting[shape]
+        count = min(self._batch_size, len(waiting))
+        batch = torch.empty((self._batch_size if self._fill else count, *shape), dtype=torch.uint8,
+                            pin_memory=self._pin)
+        done = 0
+        while done < count:
+            part = parts[0]
+            some = min(len(part), count - done)
+            batch[done : done + some] = part[:some]
+            done += some
+            if some == len(part):
+                parts.pop(0)
+            else:
+                parts[0] = part[some:]
+        batch[count:] = batch[count - 1]
+        items = waiting[:count]
+        del waiting[:count]
+        self._count -= count
+        self._pixels -= count * math.prod(shape[:2])
+        if not waiting:
+            del self._waiting[shape]
+        return ImageBatch(batch, items)

@@ -2,7 +2,6 @@
 
 - `rows_of`: a latent → the named tensors of a store's rows, still on the device.
 - `to_host`, `packed`: from the device without waiting; codes as bits.
-- `DeviceClock`: times work on a GPU without waiting for it.
 - `ResultThread`: the thread that waits for results and writes them.
 """
 
@@ -10,8 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import numpy as np
@@ -20,7 +18,6 @@ from torch import Tensor
 
 from ..latent import Codes, DiagonalGaussian, Latent, LatentSpec
 from .packing import pack
-from .stages import Stages
 from .writer import StoreWriter
 
 _AHEAD = 4  # batches that may wait to be written
@@ -59,40 +56,6 @@ def packed(tensors: Mapping[str, Tensor], spec: LatentSpec) -> dict[str, np.ndar
         assert spec.codebook_size is not None
         arrays["codes"] = pack(arrays["codes"].reshape(len(arrays["codes"]), -1), spec.codebook_size)
     return arrays
-
-
-class DeviceClock:
-    """Times the parts of one batch's work: on CUDA by events that are read when all is done, else as it happens."""
-
-    def __init__(self, on_cuda: bool, stages: Stages) -> None:
-        self._on_cuda, self._stages = on_cuda, stages
-        self._marks: list[tuple[str, torch.cuda.Event]] = []
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        if not self._on_cuda:
-            with self._stages.timed(stage):
-                yield
-            return
-        self._mark(stage)
-        yield
-
-    def stop(self) -> None:
-        """After the last part."""
-        if self._on_cuda:
-            self._mark("")
-
-    def wait(self) -> None:
-        """Until the device has done everything, which the results need."""
-        if self._on_cuda:
-            self._marks[-1][1].synchronize()
-            for (stage, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
-                self._stages.add({stage: begin.elapsed_time(end) / 1000})
-
-    def _mark(self, stage: str) -> None:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._marks.append((stage, event))
 
 
 class ResultThread:

@@ -1,5 +1,6 @@
 """Random rows out of many memory maps, with one NumPy call a batch.
 
+- `map_tensors`: a .safetensors file → arrays over its memory map.
 - `RowTable`: rows of one tensor, wherever in the shards they lie.
 
 A batch of 64 rows may lie in 64 shards, and 64 small copies from Python take several times as long as one fancy index.
@@ -9,13 +10,49 @@ long as a row; only windows in which a row lies are ever looked at.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 
+from ..errors import UserError
+from .files import DTYPES
 from .index import Shape
+
+
+def map_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read-only arrays over the memory map of a .safetensors file; nothing but its head is read.
+
+    PyTorch maps it, since Python's own `mmap` keeps a file descriptor for each map, and a process has 1,024 of these
+    by default: a store may have more shards.
+
+    Raises:
+        UserError: the file is missing or not whole.
+    """
+    try:
+        size = path.stat().st_size
+        mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+        mapped.flags.writeable = False
+        length = int.from_bytes(mapped[:8].tobytes(), "little")
+        head = json.loads(mapped[8 : 8 + length].tobytes())
+        found = {}
+        for name, entry in head.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            dtype = np.dtype(DTYPES[entry["dtype"]])
+            found[name] = np.frombuffer(mapped, dtype, (end - begin) // dtype.itemsize, 8 + length + begin).reshape(
+                entry["shape"])
+        return found
+    except FileNotFoundError as failure:
+        raise UserError(f"{path} is missing, and rows of its store lie in it: restore it, or encode anew.") from failure
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as failure:
+        reason = " ".join(str(failure).split())
+        raise UserError(f"{path} is not a whole shard ({reason}): restore it, or encode anew.") from failure
 
 
 @dataclass(frozen=True)

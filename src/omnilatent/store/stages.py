@@ -1,6 +1,7 @@
 """What an encoding did, and where its time went.
 
 - `Stages`: seconds by stage, and which stage sets the pace.
+- `DeviceClock`: times work on a GPU without waiting for it.
 - `EncodeReport`: counts, bytes and times of a run. `added_up`: those of several processes.
 """
 
@@ -12,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+import torch
 
 IN_WORKERS = ("read", "decode", "resize")
 ALONE = ("transfer", "encode", "write")  # one process, one device, one thread
@@ -59,6 +62,40 @@ class Stages:
             return min(shared, key=lambda stage: rates[stage])
         rivals = [stage for stage in ALONE if stage in rates] if workers else list(rates)
         return min(rivals or shared, key=lambda stage: rates[stage])
+
+
+class DeviceClock:
+    """Times the parts of one batch's work: on CUDA by events that are read when all is done, else as it happens."""
+
+    def __init__(self, on_cuda: bool, stages: Stages) -> None:
+        self._on_cuda, self._stages = on_cuda, stages
+        self._marks: list[tuple[str, torch.cuda.Event]] = []
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        if not self._on_cuda:
+            with self._stages.timed(stage):
+                yield
+            return
+        self._mark(stage)
+        yield
+
+    def stop(self) -> None:
+        """After the last part."""
+        if self._on_cuda:
+            self._mark("")
+
+    def wait(self) -> None:
+        """Until the device has done everything, which the results need."""
+        if self._on_cuda:
+            self._marks[-1][1].synchronize()
+            for (stage, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+                self._stages.add({stage: begin.elapsed_time(end) / 1000})
+
+    def _mark(self, stage: str) -> None:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append((stage, event))
 
 
 @dataclass
