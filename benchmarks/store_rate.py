@@ -4,7 +4,7 @@
 
 Makes a folder of JPEGs (each photo of DATA in `--copies` crops, since equal files would be encoded once), then runs
 `omnilatent bench NAME --data FOLDER` on it. With `--gpus N` it encodes the folder once by one process and once by N
-under torchrun (NCCL), compares the two stores row by row, and states the speed-up.
+under torchrun, compares the two stores row by row, and states the speed-up.
 """
 
 from __future__ import annotations

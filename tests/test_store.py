@@ -36,7 +36,6 @@ from omnilatent.store.files import temporary_name
 from omnilatent.store.moments import ChannelMoments
 from omnilatent.store.packing import bits_for, pack, packed_bytes, unpack
 from omnilatent.store.planning import shares
-from omnilatent.store.reading import Batcher
 from omnilatent.store.shards import index_file, shard_file, shard_numbers
 from omnilatent.store.webdataset import export_webdataset
 
@@ -163,7 +162,7 @@ def test_large_pictures_wait_in_small_numbers(
         return call
 
     monkeypatch.setattr(reading_module, "READY", 2_000 * 2 * max(1, workers))
-    monkeypatch.setattr(Batcher.__init__, "__defaults__", (2_000, False))
+    monkeypatch.setattr("omnilatent.store.encoding.WAITING", 2_000)
     monkeypatch.setattr(Encoding, "_sort", noted(
         Encoding._sort, held, lambda handful, *_: sum(p[..., 0].numel() for p in handful.pixels.values())))
     monkeypatch.setattr(Encoding, "_start", noted(

@@ -27,7 +27,7 @@ from .config import WORTH_COMPILING, EncodeConfig, describe
 from .index import Index, is_summarised
 from .index import summarise as summarise_folder
 from .planning import Content, Contents, plan, root_of
-from .reading import Batcher, File, Handful, ImageBatch, PixelSize, Reading, pixels_of_a_handful
+from .reading import WAITING, Batcher, File, Handful, ImageBatch, PixelSize, Reading, pixels_of_a_handful
 from .results import ResultThread, packed, rows_of, to_host
 from .stages import DeviceClock, EncodeReport, Stages
 from .writer import StoreWriter
@@ -104,7 +104,7 @@ class Encoding:
         config, fixed = self.config, self.config.size is not None
         contents = Contents(index)
         most = config.batch_size * (1 if fixed else 8)
-        batcher: Batcher[_New] = Batcher(config.batch_size, fixed, most, pin=self._on_cuda)
+        batcher: Batcher[_New] = Batcher(config.batch_size, fixed, most, WAITING, self._on_cuda)
         with closing(self._handfuls(indices, contents, stop)) as handfuls:
             for handful in handfuls:
                 self.stages.add(handful.seconds)

@@ -124,6 +124,8 @@ def _refuse_other_data(
         return
     root = source.stored_root()
     elsewhere = np.array([place != root for place in index.roots], bool)
+    if not elsewhere.any():
+        return
     suspects = []
     for i in range(len(source)):
         row = rows.get(source.key(i))

@@ -178,13 +178,11 @@ class Batcher(Generic[Item]):
         fill: give the last batch the full shape too, with the last image repeated: a compiled codec keeps its shape,
             and an image's latent does not depend on how many came with it.
         most: images of all sizes that may wait; then the group with the most pixels goes, full or not.
-        pixels: what all of them may have together.
+        pixels: what all of them may have together, unless batches are filled up.
         pin: page-locked memory.
     """
 
-    def __init__(
-        self, batch_size: int, fill: bool, most: int, pixels: int = WAITING, pin: bool = False
-    ) -> None:
+    def __init__(self, batch_size: int, fill: bool, most: int, pixels: int, pin: bool = False) -> None:
         self._batch_size, self._fill, self._most, self._most_pixels, self._pin = batch_size, fill, most, pixels, pin
         self._waiting: dict[tuple[int, ...], tuple[list[Tensor], list[Item]]] = {}
         self._count = self._pixels = 0
