@@ -310,6 +310,7 @@ def test_a_failure_stops_the_others_in_the_middle(monkeypatch: pytest.MonkeyPatc
                     deadline = time.monotonic() + 20
                     while not stop and time.monotonic() < deadline:
                         time.sleep(0.01)
+                assert stop
                 others.refuse_failed()
         except UserError as failure:
             return str(failure)
