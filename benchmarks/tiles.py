@@ -108,7 +108,7 @@ def run(codec: omnilatent.Codec, images: Tensor, latent: Tensor, job: str, metho
         if job != "decode":
             pixels = images.to(codec.device).to(codec.dtype) / 255 * 2 - 1
             latent = codec.spec.normalise(vae.encode(pixels).latent_dist.mean)
-        raw = codec.spec.denormalise(latent.to(codec.device, codec.dtype))
+        raw = codec.spec.denormalise(latent.to(codec.device)).to(codec.dtype)
         return (vae.decode(raw).sample / 2 + 0.5).float().clamp(0, 1)
 
 

@@ -24,7 +24,7 @@ def test_a_recipe_is_timed_and_so_is_the_way_to_a_store(tmp_path: Path, capsys: 
     assert [(row["what"], row["how"]) for row in record["rows"]] == [
         ("encode", "diffusers"), ("decode", "diffusers"), ("encode", "omnilatent"), ("decode", "omnilatent"),
         ("train: reconstruction + KL", "diffusers, eager"), ("train: reconstruction + KL", "omnilatent"),
-        ("train: full loss", "omnilatent")]
+        ("train: + laplacian + PatchGAN", "omnilatent")]
     assert record["store"]["new"] == 5 and {"read", "decode", "resize", "encode", "write"} <= set(record["store"]["rates"])
     assert "limited by" in capsys.readouterr().out
 

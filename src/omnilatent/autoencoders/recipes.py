@@ -47,16 +47,16 @@ def ae_f8() -> KLTraining:
 def kl_f8_small() -> KLTraining:
     """KL autoencoder for CPUs: f8, 4 channels, 3.4 M parameters, L1 + 2·L2 + KL, by Muon; bundled.
 
-    Expected on the 100 ImageNet-sample val photos at 256²: 27.0 dB after 8.5 minutes on one H200 (one seed).
+    Expected on the 100 ImageNet-sample val photos at 256²: 27.1 dB after 6.5 minutes on one H100 (one seed).
     omnilatent train kl-f8-small --data photos/
     """
     return KLTraining(
         recipe="kl-f8-small",
-        model=KLConfig(widths=(32, 64, 96, 128), layers=1),
+        model=KLConfig(widths=(32, 64, 96, 128), layers=1, norm_groups=8),
         loss=LossConfig(l1=1.0, l2=2.0, perceptual="none", adversarial_weight=0.0),
         optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, warmup=200, ema_decay=0.999),
-        crops=CropConfig(min_scale=0.6),
-        run=RunConfig(steps=7_000, batch_size=64, save_every=1_000, validate_every=1_000),
+        crops=CropConfig(min_scale=0.8),
+        run=RunConfig(steps=5_200, batch_size=64, save_every=1_000, validate_every=1_000),
     )
 
 
@@ -65,7 +65,8 @@ def kl_f8_small_gan() -> KLTraining:
 
     The perceptual term is a pyramid of blurs, no network, and is not called LPIPS; it needs no download. With other
     --steps give --disc-start-step as well.
-    Expected: fewer dB than kl-f8-small and more power at high frequencies; not yet trained.
+    Expected: 1.1 dB less than kl-f8-small and 3.5 times its power at high frequencies, as --init kl-f8-small --lr 5e-4
+    --disc-start-step 50 reached after 700 steps of 32; not trained from the start.
     omnilatent train kl-f8-small-gan --data photos/
     """
     base = kl_f8_small()
@@ -77,7 +78,7 @@ def kl_f8_small_gan() -> KLTraining:
 def kl_f8_small_c16() -> KLTraining:
     """kl-f8-small with a latent of 16 channels: sharper, and four times the latent.
 
-    Expected: not yet trained.
+    Expected on the same photos: 30.8 dB after 1,500 steps of 32, a seventh of the recipe's crops (one seed).
     omnilatent train kl-f8-small-c16 --data photos/
     """
     return _with_channels(16)
@@ -86,7 +87,7 @@ def kl_f8_small_c16() -> KLTraining:
 def kl_f8_small_c32() -> KLTraining:
     """kl-f8-small with a latent of 32 channels: sharper, and eight times the latent.
 
-    Expected: not yet trained.
+    Expected on the same photos: 32.7 dB after 1,500 steps of 32, a seventh of the recipe's crops (one seed).
     omnilatent train kl-f8-small-c32 --data photos/
     """
     return _with_channels(32)

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import gc
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,8 @@ from ..errors import UserError, is_out_of_memory
 from ..hub import RECIPES
 from ..codec import Codec, Provenance
 from ..latent import LatentSpec
+from ..losses.lpips import LPIPS, NETWORKS
+from ..losses.perceptual import perceptual_loss
 from ..training.loop import launch_fabric
 from .config import AutoencoderTraining, KLTraining
 from .task import ARCHITECTURES, AutoencoderTask
@@ -127,7 +131,7 @@ def _diffusers(
 
     @torch.no_grad()
     def decode(latent: Tensor) -> Tensor:
-        raw = spec.denormalise(latent).contiguous(memory_format=layout)
+        raw = spec.denormalise(latent).to(dtype, memory_format=layout)
         return (module.decode(raw).sample / 2 + 0.5).float().clamp(0, 1)
 
     return encode, decode
@@ -136,17 +140,19 @@ def _diffusers(
 def training_rows(recipe: str, batch_size: int, size: int, device: str, calls: int = CALLS) -> Iterator[Row]:
     """Time training steps of `recipe` on a batch in memory: mixed precision, compiled on a GPU, gradients, optimiser
     and average of the weights included. First diffusers' own forward in an eager loop, then our step with the
-    reconstruction and KL terms, then with the Laplacian pyramid and the discriminator too."""
+    reconstruction and KL terms, then with the recipe's perceptual term (the Laplacian pyramid where it has none) and
+    the discriminator too. LPIPS is timed with random weights, which its speed does not depend on."""
     config = recipe_of(recipe)
     run = replace(config.run, batch_size=batch_size, workers=0, device=device)
     plain = replace(config.loss, perceptual="none", adversarial_weight=0.0)
-    full = replace(config.loss, perceptual="laplacian", adversarial_weight=0.5, disc_start_step=0)
+    term = "laplacian" if config.loss.perceptual == "none" else config.loss.perceptual
+    full = replace(config.loss, perceptual=term, adversarial_weight=0.5, disc_start_step=0)
     images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8)
     batch = Batch(images, torch.arange(batch_size))
     if isinstance(config, KLTraining):
         yield _steps("train: reconstruction + KL", "diffusers, eager", batch_size, device, calls,
                      lambda: _diffusers_step(config, images, device))
-    for what, loss in (("train: reconstruction + KL", plain), ("train: full loss", full)):
+    for what, loss in (("train: reconstruction + KL", plain), (f"train: + {term} + PatchGAN", full)):
         task_config = replace(config, loss=loss, run=run, crops=replace(config.crops, size=size))
         how = "omnilatent, compiled" if device == "cuda" else "omnilatent"
         yield _steps(what, how, batch_size, device, calls, lambda c=task_config: _task_step(c, batch))
@@ -185,7 +191,9 @@ def _diffusers_step(config: KLTraining, images: Tensor, device: str) -> Callable
 
 def _task_step(config: AutoencoderTraining, batch: Batch) -> Callable[[], None]:
     source = StructuredImages()
-    task = AutoencoderTask(config, source, source, skipped=lambda file, reason: None)
+    no_network = replace(config, loss=replace(config.loss, perceptual="none"))
+    task = AutoencoderTask(no_network, source, source, skipped=lambda file, reason: None)
+    task.perceptual = random_lpips() if config.loss.perceptual == "lpips" else perceptual_loss(config.loss.perceptual)
     task.setup(launch_fabric(config.run))
     if torch.cuda.is_available():
         batch = batch.pin_memory()
@@ -195,6 +203,15 @@ def _task_step(config: AutoencoderTraining, batch: Batch) -> Callable[[], None]:
         task.step(batch, next(position))
 
     return step
+
+
+def random_lpips() -> LPIPS:
+    """LPIPS with a backbone of random weights: of no use but to be timed."""
+    backbone = NETWORKS["vgg"].build().state_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "random.pth"
+        torch.save({f"features.{key}": tensor for key, tensor in backbone.items()}, file)
+        return LPIPS("vgg", file)
 
 
 def _timed(what: str, how: str, batch_size: int, call: Callable[[], Any], device: torch.device, calls: int) -> Row:

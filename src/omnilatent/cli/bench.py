@@ -133,7 +133,7 @@ def _shown(row: Row, console: Any) -> Row:
     else:
         figures = f"{row.images_per_second:10,.1f} img/s {row.milliseconds:10,.2f} ms"
         figures += f" {row.peak_bytes / 2**30:8.2f} GiB" if row.peak_bytes else ""
-    console.print(f"{row.what:28} {row.how:36} batch {row.batch_size:<4} {figures}", highlight=False, markup=False,
+    console.print(f"{row.what:30} {row.how:36} batch {row.batch_size:<4} {figures}", highlight=False, markup=False,
                   soft_wrap=True)
     return row
 

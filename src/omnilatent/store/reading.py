@@ -212,17 +212,18 @@ class Batcher(Generic[Item]):
         count = min(self._batch_size, len(waiting))
         batch = torch.empty((self._batch_size if self._fill else count, *shape), dtype=torch.uint8,
                             pin_memory=self._pin)
+        rows = batch.numpy()  # copied by one thread: torch's many wait for cores that the workers have
         done = 0
         while done < count:
             part = parts[0]
             some = min(len(part), count - done)
-            batch[done : done + some] = part[:some]
+            rows[done : done + some] = part[:some].numpy()
             done += some
             if some == len(part):
                 parts.pop(0)
             else:
                 parts[0] = part[some:]
-        batch[count:] = batch[count - 1]
+        rows[count:] = rows[count - 1]
         items = waiting[:count]
         del waiting[:count]
         self._count -= count
