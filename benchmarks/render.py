@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tables
 from omnilatent.errors import UserError
 from omnilatent.hub import read_json
 from omnilatent.metrics.catalogue import METRICS
@@ -91,7 +92,14 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "val": lambda: results_table("val"),
         "kodak": lambda: results_table("kodak"),
         "published": published_table,
+        "speed": lambda: tables.speed("bench_kl_f8"),
+        "cpu-speed": lambda: tables.cpu_speed("cpu_speed"),
+        "stages": lambda: tables.stages("bench_kl_f8"),
+        "two-gpus": lambda: tables.two_gpus("store_two_gpus"),
+        "tiles": lambda: tables.tiles("tiles"),
+        "tiles-cpu": lambda: tables.tiles("tiles_cpu"),
     },
+    "docs/experiments.md": {"trials": tables.trials, "latents": tables.latents},
 }
 
 

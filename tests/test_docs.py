@@ -205,13 +205,15 @@ def test_commands_recipes_and_targets_that_a_page_names_exist(page: str) -> None
         assert name in targets, f"{page} names the target {name}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
-def test_the_tables_are_those_of_the_results(page: str) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md", "docs/experiments.md"])
+def test_the_tables_are_those_of_the_results(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     render = runpy.run_path(str(ROOT / "benchmarks" / "render.py"))
     assert render["rendered"](page) == text_of(page), f"{page} is stale: python benchmarks/render.py"
 
 
-def test_a_kept_report_names_places_of_the_project(here: Path) -> None:
+def test_a_kept_report_names_places_of_the_project(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     run("omnilatent evaluate own:RUN --data DATA --out reports/own")
     render = runpy.run_path(str(ROOT / "benchmarks" / "render.py"))
     record = json.loads(Path("reports/own/report.json").read_text(encoding="utf-8"))

@@ -144,8 +144,8 @@ class LossConfig:
     """The same with the latent turned by 90°, 180° or 270°; with equal shares both happen in the same steps."""
     spectrum_weight: float = 0.0
     """Weight of (log p − log q)², mean over channels and radial bands: p the latent's share of power in a band, q the
-    downsampled image's (why: Skorokhodov et al. 2025, arXiv 2502.14831). The term is 4.4 for white noise, 0.9 for the
-    bundled model on photos, 0.1 for the three colours themselves."""
+    downsampled image's (why: Skorokhodov et al. 2025, arXiv 2502.14831). The term is 4.4 for white noise, 1 to 1.4 for
+    the bundled model on photos, 0.1 for the three colours themselves."""
 
     def __post_init__(self) -> None:
         check_least(self, 0, "l1", "l2", "kl_weight", "perceptual_weight", "adversarial_weight", "disc_start_step",
