@@ -1,0 +1,1 @@
+"""Gradient-free learning: neurons (an affine map and tanh) and stacks of them, from forward evaluations alone."""
