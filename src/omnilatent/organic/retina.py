@@ -1,15 +1,21 @@
 """The retina: projections fitted on inputs alone. No function here takes targets, and only here are eigenvectors used.
 
 - `Axes`, `principal_axes`: mean, spread and principal axes of inputs, which whiten them.
+- `Moments`: the same of inputs that come in parts.
+- `Retina`: a projection that is saved: `fit_principal`, `area_retina`, `cosine_retina`. Its `identity` tells which.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from ..errors import UserError
 from .neurons import chunks
 
 
@@ -31,27 +37,118 @@ class Axes:
         return self.axes / (self.variances + ridge).sqrt() / self.spread[:, None]
 
 
+class Moments:
+    """Number, sum and second moment of inputs `(n, d)` that come in parts, about the mean of the first part."""
+
+    def __init__(self, d: int) -> None:
+        self.count = torch.tensor(0.0, dtype=torch.float64)
+        self.centre, self.sum = torch.zeros(2, d, dtype=torch.float64)
+        self.second = torch.zeros(d, d, dtype=torch.float64)
+
+    def add(self, inputs: Tensor) -> None:
+        if not self.count:
+            self.centre = inputs.float().mean(0).double()
+        near = inputs.float() - self.centre.float()
+        for rows in chunks(near):
+            self.second += near[rows].mT @ near[rows]  # fp32 within a chunk, fp64 between chunks
+        self.sum += near.sum(0, dtype=torch.float64)
+        self.count += len(inputs)
+
+    def axes(self, floor: float = 1e-7) -> Axes:
+        """The principal axes; those with less than `floor` of the largest variance are left out."""
+        offset = self.sum / self.count
+        mean, second = self.centre.float() + offset, self.second / self.count - offset[:, None] * offset
+        spread = second.diagonal().clamp(min=0).sqrt()
+        varies = spread > 1e-6 * mean.abs()  # else rounding of a constant
+        spread = torch.where(varies & (spread > 0), spread, 1.0)
+        variances, axes = torch.linalg.eigh(second * (varies[:, None] & varies) / spread[:, None] / spread)
+        variances, axes = variances.flip(0), axes.flip(1)
+        kept = variances > max(floor * float(variances[0]), 1e-12)
+        return Axes(mean, spread, axes[:, kept], variances[kept])
+
+    def state(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).clone() for name in ("count", "centre", "sum", "second")}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value.clone())
+
+
 def principal_axes(inputs: Tensor, floor: float = 1e-7) -> Axes:
-    """Principal axes of inputs `(N, d)`, read twice in chunks; N·d² multiplications.
+    """Principal axes of inputs `(N, d)`, read once in chunks; N·d² multiplications."""
+    moments = Moments(inputs.shape[1])
+    for rows in chunks(inputs):
+        moments.add(inputs[rows])
+    return moments.axes(floor)
+
+
+class Retina(nn.Module):
+    """A fixed linear projection of flat inputs: z = (x − mean) P.
 
     Args:
-        floor: axes with less than this share of the largest variance are left out.
+        mean: `(d,)`.
+        projection P: `(d, r)`.
+        identity: what it is, to be saved beside it: its kind, the size and range of the inputs it is meant for.
     """
-    count, d = inputs.shape
-    mean = torch.zeros(d, dtype=torch.float64)
+
+    mean: Tensor
+    projection: Tensor
+
+    def __init__(self, mean: Tensor, projection: Tensor, identity: dict[str, Any]) -> None:
+        super().__init__()
+        if projection.dim() != 2 or mean.shape != projection.shape[:1]:
+            raise UserError(f"Dimension mismatch: the projection has shape {tuple(projection.shape)} and the mean "
+                            f"{tuple(mean.shape)}; expected are (d, r) and (d,).")
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("projection", projection.float())
+        self.identity = dict(identity)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`(…, d)` → `(…, r)`."""
+        if inputs.shape[-1] != len(self.mean):
+            raise UserError(f"Dimension mismatch: the retina {self.identity} takes (…, {len(self.mean)}), the input has "
+                            f"shape {tuple(inputs.shape)}.")
+        return (inputs - self.mean) @ self.projection
+
+
+def fit_principal(inputs: Tensor, size: int, whiten: bool = True, **identity: Any) -> Retina:
+    """The first `size` principal components of inputs `(N, d)`, of unit variance with `whiten`.
+
+    Inputs are not standardised first: those of one unit, such as pixels, keep their weights.
+    """
+    moments = Moments(inputs.shape[1])
     for rows in chunks(inputs):
-        mean += inputs[rows].sum(0, dtype=torch.float64)
-    mean /= count
-    second, centre = torch.zeros(d, d, dtype=torch.float64), mean.float()
-    for rows in chunks(inputs):
-        part = inputs[rows].float() - centre
-        second += part.mT @ part  # fp32 within a chunk, fp64 between chunks
-    second /= count
-    spread = second.diagonal().clamp(min=0).sqrt()
-    varies = spread > 1e-6 * mean.abs()  # else rounding of a constant
-    spread = torch.where(varies & (spread > 0), spread, 1.0)
-    second *= varies[:, None] * varies
-    variances, axes = torch.linalg.eigh(second / spread[:, None] / spread)
-    variances, axes = variances.flip(0), axes.flip(1)
-    kept = variances > floor * variances[:1].clamp(min=1e-30)
-    return Axes(mean, spread, axes[:, kept], variances[kept])
+        moments.add(inputs[rows])
+    offset = moments.sum / moments.count
+    variances, axes = torch.linalg.eigh(moments.second / moments.count - offset[:, None] * offset)
+    variances, axes = variances.flip(0)[:size], axes.flip(1)[:, :size]
+    if size > int((variances > 1e-7 * variances[0]).sum()):
+        raise UserError(f"The retina is to have {size} components, but inputs of shape {tuple(inputs.shape)} vary along "
+                        f"{int((variances > 1e-7 * variances[0]).sum())} axes only: ask for fewer.")
+    projection = axes / variances.sqrt() if whiten else axes
+    return Retina(moments.centre + offset, projection, {"kind": "principal", "whitened": whiten, **identity})
+
+
+def area_retina(channels: int, side: int, cells: int, **identity: Any) -> Retina:
+    """Means over `cells` × `cells` areas of images `(channels, side, side)`, flattened; nothing is fitted.
+
+    Raises:
+        UserError: `cells` does not divide `side`.
+    """
+    if side % cells:
+        raise UserError(f"{cells} cells do not divide a side of {side} pixels.")
+    pixels = torch.eye(channels * side * side).unflatten(1, (channels, side, side))
+    projection = F.avg_pool2d(pixels, side // cells).flatten(1)
+    return Retina(torch.zeros(len(projection)), projection,
+                  {"kind": "area", "channels": channels, "side": side, "cells": cells, **identity})
+
+
+def cosine_retina(channels: int, side: int, kept: int, **identity: Any) -> Retina:
+    """The lowest `kept` × `kept` frequencies of the orthonormal DCT-II of images `(channels, side, side)`, flattened."""
+    if not 1 <= kept <= side:
+        raise UserError(f"{kept} frequencies of a side of {side} pixels: possible are 1 to {side}.")
+    wave = torch.cos(math.pi / side * (torch.arange(side) + 0.5)[:, None] * torch.arange(kept)) * math.sqrt(2 / side)
+    wave[:, 0] /= math.sqrt(2)
+    projection = torch.block_diag(*[torch.kron(wave, wave)] * channels)  # (c h w, c kept kept)
+    return Retina(torch.zeros(len(projection)), projection,
+                  {"kind": "cosine", "channels": channels, "side": side, "kept": kept, **identity})
