@@ -15,9 +15,10 @@ class LearnerConfig:
     rule: Literal["neuron", "classic"] = "neuron"
     """neuron: every output neuron selects, trusts and adapts its step on its own. classic: the seed's rule, kept to
     be shown; it compares a genome with its own past and does not learn."""
-    search: Literal["sweeps", "directions", "mutation"] = "sweeps"
+    search: Literal["sweeps", "directions", "stream", "mutation"] = "sweeps"
     """Of the rule neuron. sweeps: all directions at once on fixed data, the fastest; directions: one direction after
-    the other, nothing but whole-layer losses; mutation: (1+1) on minibatches, for data that never repeat."""
+    the other, nothing but whole-layer losses; stream: sweeps on minibatches, for data that do not fit or repeat;
+    mutation: (1+1) evolution on minibatches."""
     activation: Literal["linear", "tanh"] = "tanh"
     """Of the neurons."""
     headroom: float = 3.0
@@ -32,8 +33,8 @@ class LearnerConfig:
     """Validations without a lower held-out loss after which the weights are frozen; 0: never."""
     validate_every: int = 1
     """Sweeps, or minibatches, between looks at the held-out loss."""
-    batch_size: int = 1024
-    """Rows of a minibatch, for mutation and classic."""
+    batch_size: int = 4096
+    """Rows of a minibatch, for stream, mutation and classic; several times the number of inputs."""
     population: int = 40
     """Genomes: of classic those that live side by side, of mutation the children tried on each minibatch."""
     trust_up: float = 0.01

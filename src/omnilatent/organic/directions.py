@@ -65,20 +65,19 @@ class Directions(Search):
             return self._white, (self.inputs @ self._white).mT.contiguous()
         d = self.inputs.shape[1]
         made = torch.randn(d, d, generator=generator("directions", self.seed, int(self.sweeps)))
-        raw, kept = (self.inputs @ made).mT.contiguous(), []
-        lengths = raw.square().mean(1).sqrt()
+        raw, kept = (self.inputs @ made).mT.contiguous(), 0  # (d, N); the first `kept` rows and columns are done
         for j in range(d):
+            vector, activation = made[:, j].clone(), raw[j].clone()
+            whole = activation.square().mean().sqrt()
             for _ in range(2):  # once leaves rounding behind
-                if kept:
-                    share = raw[kept] @ raw[j] / raw.shape[1]
-                    raw[j] -= share @ raw[kept]
-                    made[:, j] -= made[:, kept] @ share
-            length = raw[j].square().mean().sqrt()
-            if length > _ROUNDING * lengths[j]:
-                raw[j] /= length
-                made[:, j] /= length
-                kept.append(j)
-        return made[:, kept], raw[kept]
+                share = raw[:kept] @ activation / len(activation)
+                activation -= share @ raw[:kept]
+                vector -= made[:, :kept] @ share
+            length = activation.square().mean().sqrt()
+            if length > _ROUNDING * whole:
+                raw[kept], made[:, kept] = activation / length, vector / length
+                kept += 1
+        return made[:, :kept], raw[:kept]
 
     def _probe(self, sums: Tensor, loss: Tensor, activation: Tensor, direction: Tensor | None) -> Tensor:
         """Probe ±`length` along a direction (None: the bias), take the steps that help, and return the losses there."""

@@ -30,9 +30,8 @@ from ..errors import UserError
 from .neurons import ACTIVATIONS, Activation, Neurons, TargetScale, check_pairs, chunks, scale_targets, squared_errors
 from .report import FitReport
 from .retina import Axes, principal_axes
-from .search import Search
+from .search import Search, vertex
 
-_NUDGE = 0.03  # δ: of a neuron's sum, which is about 1 in size; balances δ² against fp32 rounding
 _INSIDE = 0.97  # of tanh's range, where the start from the inverse of tanh cuts targets off
 
 
@@ -111,14 +110,14 @@ class Sweeps(Search):
     def step(self) -> None:
         """Every neuron probes all its directions, and takes the step along the combined one if its loss falls."""
         sums = self.sums_of(self.inputs, self.weight, self.bias)  # (N, k)
-        fall, fall_bias, curvature = self._responses(sums)
+        fall, fall_bias, curvature = self.responses(self.inputs, sums, self.goals)
+        if self.ridge:
+            fall -= self.ridge * self.weight * self.axes.spread.float().square()
         direction, direction_bias = self._conjugate(fall, fall_bias)
         moves = self.sums_of(self.inputs, direction, direction_bias)  # (N, k): what a unit step adds to the sums
         h = torch.where(self.length > 0, self.length, 1 / curvature.clamp(min=0.05))
         here, ahead, behind = (self._losses_at(t, sums, moves, direction) for t in (0 * h, h, -h))
-        bend = (ahead + behind - 2 * here) / 2
-        vertex = torch.where(bend > 0, (behind - ahead) / (4 * bend.clamp(min=1e-30)), torch.sign(behind - ahead) * 2)
-        best = h * vertex.clamp(-4, 4)
+        best = h * vertex(here, ahead, behind)
         losses = torch.stack([here, ahead, behind, self._losses_at(best, sums, moves, direction)])
         lowest, which = losses.min(0)
         taken = torch.stack([0 * h, h, -h, best]).gather(0, which[None])[0]
@@ -152,38 +151,11 @@ class Sweeps(Search):
 
     def _losses_at(self, step: Tensor, sums: Tensor, moves: Tensor, direction: Tensor) -> Tensor:
         """The loss of each neuron, `(k,)` fp64, at `step` `(k,)` along its direction: a forward evaluation."""
-        total, t = torch.zeros(len(step), dtype=torch.float64), step.float()
-        for rows in chunks(sums):
-            total += self.errors(torch.addcmul(sums[rows], moves[rows], t), self.goals[rows]).sum(0).double()
-        return total / len(sums) + self._penalty(self.weight + t[:, None] * direction)
+        there = self.losses_along(sums, moves, step, self.goals)
+        return there + self._penalty(self.weight + step[:, None].float() * direction)
 
     def _penalty(self, weight: Tensor) -> Tensor | float:
         return self.ridge * (weight * self.axes.spread.float()).square().sum(1).double() if self.ridge else 0.0
-
-    def _responses(self, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """How fast each neuron's loss falls along every weight `(k, d)` and its bias `(k,)`, and its curvature `(k,)`.
-
-        Halved, so that the curvature of a linear neuron on whitened inputs is 1.
-        """
-        k, d = self.weight.shape
-        fall, fall_bias = torch.zeros(k, d), torch.zeros(k, dtype=torch.float64)
-        bend = torch.zeros(k, dtype=torch.float64)
-        for rows in chunks(self.inputs, self.goals):
-            here, goals = sums[rows], self.goals[rows]
-            if self.activation == "linear":
-                response = goals - here  # what the nudged losses give, for every δ
-                bend += len(here)
-            else:
-                plus, minus = self.errors(here + _NUDGE, goals), self.errors(here - _NUDGE, goals)
-                response = (minus - plus) / (4 * _NUDGE)
-                bend += (plus + minus - 2 * self.errors(here, goals)).sum(0) / (2 * _NUDGE**2)
-            fall.addmm_(response.mT, self.inputs[rows].float() - self.centre)
-            fall_bias += response.sum(0)
-        count = len(sums)
-        fall /= count
-        if self.ridge:
-            fall -= self.ridge * self.weight * self.axes.spread.float().square()
-        return fall, (fall_bias / count).float(), bend / count
 
     def _conjugate(self, fall: Tensor, fall_bias: Tensor) -> tuple[Tensor, Tensor]:
         """Directions conjugate to the last ones (Polak & Ribière 1969, never negative), per neuron."""

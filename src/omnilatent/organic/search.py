@@ -1,6 +1,7 @@
 """What every search for one layer shares: its weights, its trust, what it has spent, and its state as plain tensors.
 
-- `Search`: the base of `probes.Sweeps`, `directions.Directions`, `streaming.Mutation` and `classic.Classic`.
+- `Search`: the base of `probes.Sweeps`, `directions.Directions`, `classic.Classic` and those of `streaming`.
+- `vertex`: the lowest point of the parabola through three losses.
 - `Batches`: minibatches as a pure function of the position; `minibatches` makes one of tensors.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..data.keyed import draws
 from .neurons import Activation, Neurons, TargetScale, check_pairs, chunks
 
+_NUDGE = 0.03  # δ: of a neuron's sum, which is about 1 in size; balances δ² against fp32 rounding
 Batches = Callable[[int], tuple[Tensor, Tensor]]
 
 
@@ -32,6 +34,13 @@ def minibatches(inputs: Tensor, targets: Tensor, size: int, seed: int) -> Batche
         return inputs[chosen], targets[chosen]
 
     return batch
+
+
+def vertex(here: Tensor, ahead: Tensor, behind: Tensor) -> Tensor:
+    """Where the parabola through the losses at 0, +1 and −1 is lowest, within ±4; 2 downhill where it bends down."""
+    bend = (ahead + behind - 2 * here) / 2
+    lowest = torch.where(bend > 0, (behind - ahead) / (4 * bend.clamp(min=1e-30)), torch.sign(behind - ahead) * 2)
+    return lowest.clamp(-4, 4)
 
 
 class Search:
@@ -92,6 +101,36 @@ class Search:
         for rows in chunks(inputs, out):
             torch.addmm(bias, inputs[rows].float() - self.centre, weight.mT, out=out[rows])
         return out
+
+    def losses_along(self, sums: Tensor, moves: Tensor, step: Tensor, goals: Tensor) -> Tensor:
+        """The loss of each neuron, `(k,)` fp64, `step` `(k,)` times `moves` from `sums`, both `(n, k)`."""
+        total, t = torch.zeros(len(step), dtype=torch.float64), step.float()
+        for rows in chunks(sums):
+            total += self.errors(torch.addcmul(sums[rows], moves[rows], t), goals[rows]).sum(0).double()
+        return total / len(sums)
+
+    def responses(self, inputs: Tensor, sums: Tensor, goals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How fast each neuron's loss falls along every weight `(k, d)` and its bias `(k,)`, and its curvature `(k,)`.
+
+        From the squared errors of every row with the neurons' sums nudged by ±δ (see `probes`). Halved, so that the
+        curvature of a linear neuron on whitened inputs is 1.
+        """
+        k, d = self.weight.shape
+        fall, fall_bias = torch.zeros(k, d), torch.zeros(k, dtype=torch.float64)
+        bend = torch.zeros(k, dtype=torch.float64)
+        for rows in chunks(inputs, goals):
+            here, goal = sums[rows], goals[rows]
+            if self.activation == "linear":
+                response = goal - here  # what the nudged errors give, for every δ
+                bend += len(here)
+            else:
+                plus, minus = self.errors(here + _NUDGE, goal), self.errors(here - _NUDGE, goal)
+                response = (minus - plus) / (4 * _NUDGE)
+                bend += (plus + minus - 2 * self.errors(here, goal)).sum(0) / (2 * _NUDGE**2)
+            fall.addmm_(response.mT, inputs[rows].float() - self.centre)
+            fall_bias += response.sum(0)
+        count = len(sums)
+        return fall / count, (fall_bias / count).float(), bend / count
 
     def in_units(self, losses: Tensor) -> float:
         """Losses in φ's range, `(k,)` → their mean in the targets' units."""
