@@ -101,8 +101,8 @@ def test_mistakes_with_folders(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert mistake(empty) == (
-        f"{empty} holds no image (it is empty): give a folder with .jpg, .png, .webp, .tif or .bmp files or with "
-        ".tar shards; other formats, HEIC for example, must be converted first.")
+        f"{empty} holds no image (it is empty): give a folder with .jpg, .png, .webp, .tif or .bmp files, with "
+        ".tar shards or with videos; other formats, HEIC for example, must be converted first.")
     (empty / "a.heic").touch()
     (empty / "b.HEIC").touch()
     assert "holds no image (files: 2 with .heic)" in mistake(empty)
@@ -112,7 +112,7 @@ def test_mistakes_with_folders(tmp_path: Path) -> None:
         "An empty path does not exist: give a folder, an image, a .tar or several, 'synthetic' or 'photos'.")
     (tmp_path / "a.txt").touch()
     assert mistake(tmp_path / "a.txt") == (
-        f"{tmp_path}/a.txt is neither a folder, an image nor a .tar: give one of these, or convert it to PNG.")
+        f"{tmp_path}/a.txt is neither a folder, an image, a video nor a .tar: give one of these, or convert it to PNG.")
     assert mistake(f"{tmp_path}/*.tar") == (
         f"The pattern {tmp_path}/*.tar matches no file: check it, and quote it if the shell expands it.")
 

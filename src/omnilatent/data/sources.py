@@ -1,7 +1,7 @@
 """DATA → images: one kind of argument everywhere.
 
-- `open_images`: a folder, an image, tars, a list or pattern of these, `synthetic` or `photos`.
-- `JoinedImages`: several sources one after the other. (Parts of one: `split` and `subset`, splits.py.)
+- `open_images`: a folder, an image, tars, videos, a list or pattern of these, `synthetic` or `photos`.
+- `JoinedImages`, `JoinedFiles`: several sources one after the other. (Parts of one: `split` and `subset`, splits.py.)
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from .photos import demo_photos
 from .protocols import ImageSource, StoredImages
 from .structured import StructuredImages
 from .tars import COMPRESSED, TarImages, refuse_compressed
+from .video import VIDEO_SUFFIXES, VideoFrames
 
 
 def open_images(data: str | Path, max_pixels: int = MAX_PIXELS) -> ImageSource:
     """Open DATA.
 
     Args:
-        data: a folder (any depth; hidden files are left out), an image, a .tar, a folder that holds .tar files and
-            no images, several of these as a pattern ("shards/{000..012}.tar", "*.tar") or separated by commas,
+        data: a folder (any depth; hidden files are left out), an image, a .tar, a video, a folder that holds .tar
+            files or videos and no images, several of these as a pattern ("shards/{000..012}.tar", "*.tar") or separated by commas,
             `synthetic` or `photos`. An existing path of that name goes before the last two.
         max_pixels: larger images count as unreadable.
 
@@ -47,10 +48,12 @@ def open_images(data: str | Path, max_pixels: int = MAX_PIXELS) -> ImageSource:
             parts += [_open_folder(path, max_pixels) for path in group]
         elif kind == "tar":
             parts.append(_open_tars(group, max_pixels))
+        elif kind == "video":
+            parts += [VideoFrames(path, max_pixels) for path in group]
         else:
             root = _common_folder(group)
             parts.append(ImageFiles(root, _relative(group, root), _name_of(group), max_pixels))
-    source = parts[0] if len(parts) == 1 else JoinedImages(parts, _name_of(paths))
+    source = joined(parts, _name_of(paths))
     if not len(source):
         raise UserError(f"{text} holds no image: give tars with {_EXAMPLES} members.")
     return source
@@ -67,9 +70,11 @@ def _kind(path: Path) -> str:
         return "tar"
     if suffix in IMAGE_SUFFIXES:
         return "image"
+    if suffix in VIDEO_SUFFIXES:
+        return "video"
     if path.name.lower().endswith(COMPRESSED):
         refuse_compressed(path)
-    raise UserError(f"{path} is neither a folder, an image nor a .tar: give one of these, or convert it to PNG.")
+    raise UserError(f"{path} is neither a folder, an image, a video nor a .tar: give one of these, or convert it to PNG.")
 
 
 def _open_folder(folder: Path, max_pixels: int) -> ImageSource:
@@ -81,6 +86,9 @@ def _open_folder(folder: Path, max_pixels: int) -> ImageSource:
     tars = [file for file in files if file.lower().endswith(".tar")]
     if tars:
         return TarImages([folder / tar for tar in tars], tars, folder, name, max_pixels)
+    videos = [file for file in files if Path(file).suffix.lower() in VIDEO_SUFFIXES]
+    if videos:
+        return joined([VideoFrames(folder / video, max_pixels) for video in videos], name)
     if (folder / "store.json").is_file():  # store/ stands above this room
         raise UserError(f"{folder} is a store, not a folder of images: give the images it was made from, or decode it "
                         f"first with 'omnilatent decode {folder} --out PICTURES'.")
@@ -88,7 +96,7 @@ def _open_folder(folder: Path, max_pixels: int) -> ImageSource:
     instead = ", ".join(f"{count} with {suffix}" for suffix, count in suffixes.most_common(3))
     raise UserError(
         f"{folder} holds no image ({'files: ' + instead if files else 'it is empty'}): give a folder with {_EXAMPLES} "
-        "files or with .tar shards; other formats, HEIC for example, must be converted first."
+        "files, with .tar shards or with videos; other formats, HEIC for example, must be converted first."
     )
 
 
@@ -116,6 +124,14 @@ def _name_of(paths: Sequence[Path]) -> str:
     return first if len(paths) == 1 else f"{first} + {len(paths) - 1}"
 
 
+def joined(parts: Sequence[ImageSource], name: str) -> ImageSource:
+    """One source of several; of one that one itself."""
+    if len(parts) == 1:
+        return parts[0]
+    files = all(isinstance(part, StoredImages) for part in parts)
+    return JoinedFiles(parts, name) if files else JoinedImages(parts, name)
+
+
 class JoinedImages:
     """Sources one after the other. Keys begin with the part's name, and a number where two share it."""
 
@@ -138,6 +154,22 @@ class JoinedImages:
     def read(self, i: int) -> np.ndarray:
         part, inner = self._locate(i)
         return self._parts[part].read(inner)
+
+    @property
+    def parts(self) -> list[tuple[int, ImageSource]]:
+        """(index of its first image, source) of each."""
+        return [(int(end) - len(part), part) for end, part in zip(self._ends, self._parts, strict=True)]
+
+    def _locate(self, i: int) -> tuple[int, int]:
+        """Index of the image → (index of its part, index in it)."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
+        part = int(np.searchsorted(self._ends, i, side="right"))
+        return part, i - (int(self._ends[part - 1]) if part else 0)
+
+
+class JoinedFiles(JoinedImages):
+    """Sources of files one after the other."""
 
     def stored_root(self) -> str:
         return ", ".join(part.stored_root() for part in self._parts if isinstance(part, StoredImages))
@@ -166,12 +198,5 @@ class JoinedImages:
     def _stored(self, i: int) -> tuple[StoredImages, int]:
         part, inner = self._locate(i)
         stored = self._parts[part]
-        assert isinstance(stored, StoredImages)  # paths only are joined
+        assert isinstance(stored, StoredImages)  # `joined` has looked
         return stored, inner
-
-    def _locate(self, i: int) -> tuple[int, int]:
-        """Index of the image → (index of its part, index in it)."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"image {i} of {len(self)}")
-        part = int(np.searchsorted(self._ends, i, side="right"))
-        return part, i - (int(self._ends[part - 1]) if part else 0)

@@ -1,7 +1,8 @@
 """Parts of an image source.
 
 - `subset`: chosen images of a source.
-- `split`: a training part and a held-out part that share no picture and stay put when files are added.
+- `split`: a training part and a held-out part that share no picture and stay put when files are added. Of a video the
+  end is held out, never frames among others.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 from ..errors import UserError
 from .keyed import draws, unit
 from .protocols import ImageSource, StoredImages
+from .sources import JoinedImages
+from .video import VideoFrames
 
 _TAIL = 4096  # bytes: the end of a compressed picture differs where its header and size do not
 
@@ -79,6 +82,9 @@ def split(
     equal size are compared, first by their last 4 KiB, then whole. (Re-encoded or resized copies are not found.)
     And in a small source, images with the smallest hashes are moved until both sides hold enough.
 
+    Neighbouring frames of a video are nearly copies of each other. So the last stretch of each video is held out, and a
+    second before it is on neither side.
+
     Args:
         held_out: the expected fraction of held-out images, in (0, 1).
         minimum: the fewest images that are held out; the training part keeps at least one.
@@ -94,6 +100,10 @@ def split(
     if len(source) < 2:
         raise UserError(f"{source.name} holds {_count(len(source))}, which cannot be split into training and held-out "
                         "images: give at least two.")
+    in_time = _in_time(source, held_out)
+    if in_time is not None:
+        train, held = in_time
+        return (subset(source, train, f"{source.name} (training)"), subset(source, held, f"{source.name} (held out)"))
     hashes = [unit(draws("split", seed, source.key(i), count=1)[0]) for i in range(len(source))]
     groups = sorted(_copies(source), key=lambda group: min(hashes[i] for i in group))
     held: list[int] = []
@@ -109,6 +119,22 @@ def split(
     aside = set(held)
     train = [i for i in range(len(source)) if i not in aside]
     return subset(source, train, f"{source.name} (training)"), subset(source, sorted(held), f"{source.name} (held out)")
+
+
+def _in_time(source: ImageSource, held_out: float) -> tuple[list[int], list[int]] | None:
+    """The frames of a video, or of several: (training, held out); None of other sources."""
+    parts = source.parts if isinstance(source, JoinedImages) else [(0, source)]
+    if not any(isinstance(part, VideoFrames) for _, part in parts):
+        return None
+    train: list[int] = []
+    held: list[int] = []
+    for first, part in parts:
+        if not isinstance(part, VideoFrames):
+            raise UserError(f"{source.name} mixes videos and pictures, of which different parts would be held out: give "
+                            "one kind, or say with --val what is held out.")
+        for side, stretch in zip((train, held), part.stretches(held_out), strict=True):
+            side += [first + i for i in stretch]
+    return train, held
 
 
 def _count(n: int) -> str:
