@@ -38,8 +38,9 @@ class Classic(Search):
         """One minibatch: trust of all genomes, then the mutations of those that have little."""
         inputs, targets = self.batches(int(self.position))
         goals, config = self.goals_of(targets), self.config
-        now = torch.stack([self.losses(self.sums_of(inputs, weight, bias), goals) * self.scale.scale.double().square()
-                           for weight, bias in zip(self.weights, self.biases, strict=True)]).mean(1)  # (g,)
+        sums = self.sums_of(inputs, self.weights.flatten(0, 1), self.biases.flatten())  # (n, g k)
+        now = self.losses(sums, goals.repeat(1, len(self.weights))).unflatten(0, self.biases.shape)  # (g, k)
+        now = (now * self.scale.scale.double().square()).mean(1)
         rise = torch.where(self.losses_before.isfinite(), now - self.losses_before, 0.0)
         up, down = (rise < -config.epsilon), (rise > config.epsilon)
         self.trust = (self.trust + config.trust_up * up - config.trust_down * down).clamp(0, 1)

@@ -28,7 +28,11 @@ _ROUNDING = 1e-5  # length of an activation, as a share of what it was, below wh
 
 
 class Directions(Search):
-    """The search for one layer on fixed data; `length` `(k,)` is where each neuron's next step of tanh is tried."""
+    """The search for one layer on fixed data.
+
+    `length` `(k,)` is where a tanh neuron's next step is tried. A linear one is probed at the size of its error, where
+    its parabola stands out of fp32 rounding most.
+    """
 
     STATE = (*Search.STATE, "length", "sweeps")
 
@@ -81,7 +85,8 @@ class Directions(Search):
 
     def _probe(self, sums: Tensor, loss: Tensor, activation: Tensor, direction: Tensor | None) -> Tensor:
         """Probe ±`length` along a direction (None: the bias), take the steps that help, and return the losses there."""
-        a, h = activation[:, None], self.length  # (N, 1), (k,)
+        a = activation[:, None]  # (N, 1)
+        h = loss.sqrt().float().clamp(min=1e-6) if self.activation == "linear" else self.length  # (k,)
         ahead, behind = (self.losses(torch.addcmul(sums, a, t), self.goals) for t in (h, -h))
         self.evaluations += 2
         bend = (ahead + behind - 2 * loss) / 2
@@ -94,7 +99,7 @@ class Directions(Search):
             there = self.losses(torch.addcmul(sums, a, step), self.goals)
             self.evaluations += 1
             taken = torch.where(there < loss, step, 0.0)
-            self.length = torch.where(taken != 0, (0.8 * h + 0.4 * taken.abs()), 0.9 * h).clamp(1e-3, 1.0)
+            self.length = torch.where(taken != 0, 0.8 * h + 0.4 * taken.abs(), 0.9 * h).clamp(1e-3, 1.0)
         moved = taken != 0
         sums.addcmul_(a, taken)
         if direction is None:

@@ -1,0 +1,348 @@
+"""Neurons learned without gradients: oracles by closed form, made before the forbidding mode is entered."""
+
+from __future__ import annotations
+
+import ast
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from omnilatent.errors import UserError
+from omnilatent.organic import probes
+from omnilatent.organic.config import LearnerConfig
+from omnilatent.organic.directions import Directions
+from omnilatent.organic.learner import fit
+from omnilatent.organic.neurons import Neurons, scale_targets, squared_errors
+from omnilatent.organic.probes import fit_linear
+from omnilatent.organic.retina import Moments, area_retina, cosine_retina, fit_principal, principal_axes
+from omnilatent.organic.search import minibatches
+from omnilatent.organic.stack import Stack, StackConfig, grow
+
+SOURCE = Path(probes.__file__).parent
+FORBIDDEN = {"solve", "lstsq", "inv", "pinv", "solve_ex", "inv_ex", "solve_triangular", "cholesky", "cholesky_ex",
+             "lu_solve", "tensorsolve", "tensorinv", "ldl_solve", "lu_factor"}
+TORCH_FORBIDDEN = {"cholesky_solve", "cholesky_inverse", "triangular_solve", "lu_solve", "inverse", "pinverse", "lstsq"}
+PAIRS = tuple[Tensor, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients and linear solvers raise; eigenvectors raise outside the retina's file."""
+    def refuse(name: str):
+        def refused(*_: object, **__: object) -> None:
+            raise AssertionError(f"{name} was called")
+        return refused
+
+    for place, names in ((torch.linalg, FORBIDDEN), (np.linalg, FORBIDDEN), (torch, TORCH_FORBIDDEN),
+                         (Tensor, TORCH_FORBIDDEN | {"backward"}), (torch.autograd, {"backward", "grad"})):
+        for name in names:
+            if hasattr(place, name):
+                monkeypatch.setattr(place, name, refuse(name))
+
+
+def pairs(rows: int = 2000, d: int = 40, k: int = 3, noise: float = 0.5, seed: int = 0) -> PAIRS:
+    """Inputs with a decaying spectrum and a mean, and noisy linear targets."""
+    draw = torch.Generator().manual_seed(seed)
+    turn = torch.from_numpy(np.linalg.qr(np.random.default_rng(seed).standard_normal((d, d)))[0]).float()
+    inputs = torch.randn(rows, d, generator=draw) / torch.arange(1, d + 1) @ turn + 0.3
+    targets = inputs @ (turn[: k] + turn[-k:] * 5).T
+    targets = (targets - targets.mean(0)) / targets.std(0) + noise * torch.randn(rows, k, generator=draw)
+    return inputs, targets
+
+
+def optimum(inputs: Tensor, targets: Tensor) -> float:
+    """The least-squares loss, by numpy."""
+    x, y = np.c_[inputs.double().numpy(), np.ones(len(inputs))], targets.double().numpy()
+    weight = np.linalg.lstsq(x, y, rcond=None)[0] if x.shape[1] < 100 else np.linalg.solve(x.T @ x, x.T @ y)
+    return float(np.square(y - x @ weight).mean())
+
+
+def test_the_forbidding_mode_forbids(forbidden: None) -> None:
+    for call in (lambda: torch.linalg.lstsq(torch.eye(2), torch.eye(2)), lambda: np.linalg.pinv(np.eye(2)),
+                 lambda: torch.ones(1, requires_grad=True).sum().backward(), lambda: torch.inverse(torch.eye(2))):
+        with pytest.raises(AssertionError, match="was called"):
+            call()
+
+
+def test_a_linear_layer_ends_at_least_squares(request: pytest.FixtureRequest) -> None:
+    inputs, targets = pairs()
+    best = optimum(inputs, targets)
+    request.getfixturevalue("forbidden")
+    assert fit_linear(inputs, targets)[1].train_loss / best - 1 < 1e-4
+    assert fit_linear(inputs, targets, sweeps=2)[1].train_loss / best - 1 < 1e-6
+    for whiten in (True, False):
+        search = Directions(inputs, targets, whiten=whiten)
+        search.step()
+        assert search.evaluations == 2 * inputs.shape[1] + 3  # 2 r + 1, and two for the bias
+        assert abs(float(squared_errors(search.neurons(), inputs, targets).mean()) / best - 1) < 1e-5
+
+
+def test_512_to_192_within_one_per_cent_in_seconds(request: pytest.FixtureRequest) -> None:
+    inputs, targets = pairs(rows=2500, d=512, k=192)
+    best = optimum(inputs, targets)
+    request.getfixturevalue("forbidden")
+    begin = time.process_time()
+    _, report = fit_linear(inputs, targets)
+    assert report.train_loss / best - 1 < 0.01
+    assert time.process_time() - begin < 10  # about 1 on an idle core
+
+
+def test_collinear_and_constant_inputs_do_no_harm() -> None:
+    inputs, targets = pairs()
+    more = torch.cat([inputs, inputs[:, :3], torch.full((len(inputs), 2), 7.0)], 1)
+    neurons, report = fit_linear(more, targets, sweeps=2)
+    assert report.train_loss / optimum(inputs, targets) - 1 < 1e-3
+    assert neurons.weight[:, -2:].abs().max() == 0
+
+
+def test_ridge_is_ridge() -> None:
+    inputs, targets = pairs()
+    z = ((inputs - inputs.mean(0)) / inputs.std(0, correction=0)).double()
+    y = (targets - targets.mean(0)).double()
+    n, d = z.shape
+    weight = np.linalg.solve((z.T @ z / n).numpy() + 0.3 * np.eye(d), (z.T @ y / n).numpy())  # (d, k)
+    neurons, _ = fit_linear(inputs, targets, ridge=0.3, sweeps=2)
+    ours = neurons.weight.double() * inputs.std(0, correction=0)
+    assert torch.allclose(ours, torch.from_numpy(weight.T), atol=1e-5)
+
+
+def test_probes_see_real_losses() -> None:
+    """The response along a direction is the difference of two losses of the layer, for tanh up to δ²."""
+    inputs, targets = pairs()
+    for activation in ("linear", "tanh"):
+        search = probes.Sweeps(inputs, targets, activation, headroom=1.5)
+        draw = torch.Generator().manual_seed(1)
+        search.weight += 0.1 * torch.randn(search.weight.shape, generator=draw)
+        direction = torch.randn(search.weight.shape[1], generator=draw)
+        sums = search.sums_of(inputs, search.weight, search.bias)
+        fall, _, _ = search.responses(inputs, sums, search.goals)
+        ahead, behind = (search.losses(search.sums_of(inputs, search.weight + h * direction, search.bias), search.goals)
+                         for h in (0.01, -0.01))
+        assert torch.allclose((behind - ahead) / 0.04, (fall @ direction).double(), rtol=5e-3, atol=1e-4)
+
+
+def test_tanh_is_not_worse_than_adam() -> None:
+    inputs, targets = pairs(rows=2000, k=4)
+    targets = torch.tanh(2 * targets)
+    neurons, report = fit_linear(inputs, targets, activation="tanh", sweeps=10, headroom=1.1)
+    weight, bias = torch.zeros(4, 40, requires_grad=True), torch.zeros(4, requires_grad=True)
+    adam = torch.optim.Adam([weight, bias], lr=0.03)
+    for _ in range(400):
+        made = torch.tanh(inputs @ weight.T + bias) * neurons.scale + neurons.shift
+        loss = (made - targets).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    assert report.train_loss <= loss.item() * 1.0001
+    assert report.train_loss < 0.95 * fit_linear(inputs, targets)[1].train_loss
+    assert 0 < report.clipped_share < 0.3
+    search = Directions(inputs, targets, "tanh", headroom=1.1)
+    for _ in range(4):
+        search.step()
+    assert search.train_loss <= loss.item() * 1.002
+
+
+def test_every_step_lowers_every_neuron_or_is_not_taken() -> None:
+    inputs, targets = pairs()
+    search = probes.Sweeps(inputs, torch.tanh(2 * targets), "tanh", headroom=1.2)
+    before = search.losses(search.sums_of(inputs, search.weight, search.bias), search.goals)
+    for _ in range(8):
+        trust = search.trust
+        search.step()
+        after = search.losses(search.sums_of(inputs, search.weight, search.bias), search.goals)
+        assert bool((after <= before * (1 + 1e-6)).all())
+        assert bool(((search.trust > trust) | (after >= before * (1 - 1e-6))).all())
+        before = after
+
+
+@pytest.mark.parametrize(("up", "down"), [(0.1, 0.05), (0.01, 0.005)])
+def test_the_classic_rule_does_not_learn(up: float, down: float) -> None:
+    inputs, targets = pairs()
+    nothing, best = float(targets.var(0, correction=0).mean()), optimum(inputs, targets)
+    config = LearnerConfig(rule="classic", activation="linear", steps=200, batch_size=256, population=40, trust_up=up,
+                           trust_down=down, validate_every=200)
+    _, report = fit(inputs, targets, config, (inputs, targets))
+    assert report.evaluations == 8_000
+    assert report.held_out_loss > nothing - 0.3 * (nothing - best)  # the best of forty draws, not learning
+    _, neuron = fit(inputs, targets, replace(config, rule="neuron", steps=2), (inputs, targets))
+    assert neuron.train_loss < best * 1.01 and neuron.evaluations < 50
+
+
+def test_classic_trust_follows_the_rule_of_the_seed() -> None:
+    inputs, targets = pairs()
+    config = LearnerConfig(rule="classic", activation="linear", steps=40, batch_size=64, population=8, patience=0)
+    _, report = fit(inputs, targets, config)
+    ups = (np.array(report.trust) - 0.5 + 39 * 0.005) / 0.015  # 39 comparisons, each +0.01 or −0.005
+    assert np.allclose(ups, ups.round()) and ((ups > 0) & (ups < 39)).all()
+    _, still = fit(inputs, targets, replace(config, epsilon=1e9))
+    assert set(still.trust) == {0.5}
+
+
+def test_a_stream_ends_near_least_squares_of_data_it_never_held() -> None:
+    def batch(position: int) -> PAIRS:
+        inputs, targets = pairs(rows=1000, seed=0)
+        draw = torch.Generator().manual_seed(position)
+        return inputs + 0.05 * torch.randn(inputs.shape, generator=draw), targets
+
+    everything = [batch(i) for i in range(64)]
+    inputs, targets = (torch.cat(part) for part in zip(*everything, strict=True))
+    config = LearnerConfig(search="stream", activation="linear", steps=64)
+    neurons, report = fit(batch, None, config)
+    assert float(squared_errors(neurons, inputs, targets).mean()) / optimum(inputs, targets) - 1 < 0.01
+    assert report.evaluations == 64 * 4
+
+
+def test_moments_in_parts_are_those_of_the_whole() -> None:
+    inputs, _ = pairs(rows=3000)
+    moments = Moments(inputs.shape[1])
+    for part in inputs.split(700):
+        moments.add(part)
+    whole, parts = principal_axes(inputs), moments.axes()
+    assert torch.allclose(whole.mean, parts.mean, atol=1e-5)
+    assert torch.allclose(whole.variances, parts.variances, rtol=1e-4)
+    white = (inputs - parts.mean.float()) @ parts.whitening().float()
+    assert torch.allclose(white.mT @ white / len(white), torch.eye(white.shape[1]), atol=2e-3)
+
+
+def test_mutation_learns_on_a_fixed_batch() -> None:
+    inputs, targets = pairs(rows=1000, d=12)
+    config = LearnerConfig(search="mutation", activation="linear", steps=31, mutation=0.2, population=40)
+    _, report = fit(lambda _: (inputs, targets), None, config)
+    assert report.train_loss / optimum(inputs, targets) - 1 < 0.05
+
+
+@pytest.mark.parametrize("config", [
+    LearnerConfig(steps=6), LearnerConfig(search="directions", steps=3), LearnerConfig(search="stream", steps=9),
+    LearnerConfig(search="mutation", steps=9, population=5), LearnerConfig(rule="classic", steps=9, population=5),
+], ids=["sweeps", "directions", "stream", "mutation", "classic"])
+def test_resumed_is_uninterrupted(config: LearnerConfig, tmp_path: Path) -> None:
+    inputs, targets = pairs(rows=600, d=8)
+    config = replace(config, batch_size=100, mutate_below=0.5, patience=0)
+    data = inputs[:500], targets[:500], config, (inputs[500:], targets[500:])
+    saved: list[Path] = []
+
+    def keep(state: dict[str, Tensor]) -> None:
+        saved.append(tmp_path / f"{len(saved)}.pt")
+        torch.save(state, saved[-1])
+
+    whole, report = fit(*data, checkpoint=keep)
+    state = torch.load(saved[config.steps // 2], weights_only=True)
+    again, resumed = fit(*data, state=state)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+    assert (report.history, report.trust, report.evaluations) == (resumed.history, resumed.trust, resumed.evaluations)
+
+
+def test_held_out_loss_freezes_and_chooses() -> None:
+    inputs, targets = pairs(rows=80, d=30, noise=2.0)
+    held = pairs(rows=500, d=30, noise=2.0)
+    config = LearnerConfig(search="directions", whiten=False, steps=50, patience=2)
+    neurons, report = fit(inputs, torch.tanh(targets), config, (held[0], torch.tanh(held[1])))
+    losses = [loss for _, _, loss in report.history]
+    assert len(losses) < 50 and report.held_out_loss == min(losses)
+    assert losses.index(min(losses)) == len(losses) - 3
+    assert report.held_out_loss == float(squared_errors(neurons, held[0], torch.tanh(held[1])).mean())
+
+
+def test_neurons_are_saved_with_their_scale(tmp_path: Path) -> None:
+    inputs, targets = pairs()
+    neurons, report = fit_linear(inputs, targets * 100 + 7, activation="tanh", headroom=2.0)
+    neurons.save(tmp_path / "neurons.safetensors")
+    loaded = Neurons.load(tmp_path / "neurons.safetensors")
+    assert torch.equal(loaded(inputs), neurons(inputs)) and loaded.activation == "tanh"
+    assert torch.allclose(loaded.shift, (targets * 100 + 7).mean(0), rtol=1e-4)
+    beyond = ((targets - targets.mean(0)).abs() > 2 * targets.std(0, correction=0)).float().mean()
+    assert report.clipped_share == pytest.approx(float(beyond), abs=1e-3)
+    (tmp_path / "other.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(UserError, match="other.safetensors"):
+        Neurons.load(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="absent"):
+        Neurons.load(tmp_path / "absent.safetensors")
+
+
+def test_a_stack_keeps_only_what_lowers_the_held_out_loss(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(3000, 4, generator=draw)
+    targets = 1000 * torch.stack([torch.sin(2 * inputs[:, 0]) * inputs[:, 1], inputs[:, 2].square()], 1)
+    data = inputs[:2000], targets[:2000]
+    held = inputs[2000:], targets[2000:]
+    request.getfixturevalue("forbidden")
+    stack, report = grow(*data, StackConfig(layers=2, width=40), held_out=held)
+    losses = [loss for _, _, loss in report.history]
+    assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+    assert losses[-1] < 0.5 * losses[0]
+    assert report.held_out_loss == pytest.approx(losses[-1], rel=1e-2)  # the readout is fitted anew
+    assert sum(layer.outputs for layer in stack.hidden) == len(losses) - 1
+    stack.save(tmp_path / "stack.safetensors")
+    assert torch.equal(Stack.load(tmp_path / "stack.safetensors")(inputs), stack(inputs))
+
+
+def test_a_stack_on_noise_grows_nothing_much() -> None:
+    draw = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(400, 5, generator=draw), torch.randn(400, 2, generator=draw)
+    held = torch.randn(4000, 5, generator=draw), torch.randn(4000, 2, generator=draw)
+    stack, report = grow(inputs, targets, StackConfig(width=100), held_out=held)
+    assert sum(layer.outputs for layer in stack.hidden) < 10
+    assert report.held_out_loss > 0.97 * float(held[1].square().mean())
+
+
+def test_retinas(request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue("forbidden")
+    inputs, _ = pairs()
+    white = fit_principal(inputs, 10, range=[0, 1])
+    assert torch.allclose(torch.cov(white(inputs).T, correction=0), torch.eye(10), atol=1e-3)
+    assert white.identity == {"kind": "principal", "whitened": True, "range": [0, 1]}
+    images = torch.rand(2, 3, 8, 8)
+    area = area_retina(3, 8, 2)(images.flatten(1)).unflatten(1, (3, 2, 2))
+    assert torch.allclose(area, images.unflatten(2, (2, 4)).unflatten(4, (2, 4)).mean((3, 5)), atol=1e-6)
+    cosine = cosine_retina(1, 8, 8)
+    assert torch.allclose(cosine.projection.T @ cosine.projection, torch.eye(64), atol=1e-5)
+    assert torch.allclose(cosine(torch.ones(1, 64))[0, 0], torch.tensor(8.0))
+
+
+def test_the_retina_takes_no_targets_and_eigenvectors_stay_in_it() -> None:
+    for file in SOURCE.glob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not names & (FORBIDDEN | TORCH_FORBIDDEN | {"backward", "requires_grad"}), file
+        eigen = names & {"eigh", "eig", "svd", "svdvals", "eigvalsh", "svd_lowrank", "pca_lowrank"}
+        assert not eigen or file.name == "retina.py", (file, eigen)
+        if file.name == "retina.py":
+            arguments = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+            assert not arguments & {"targets", "target", "goals", "y", "labels"}
+
+
+def test_bad_shapes_give_one_sentence_with_both() -> None:
+    inputs, targets = pairs(rows=10)
+    both = r"Dimension mismatch: .*\(10, 40\).*\(9, 3\)"
+    for call in (lambda: fit_linear(inputs, targets[:9]), lambda: fit(inputs, targets[:9]),
+                 lambda: grow(inputs, targets[:9], held_out=(inputs, targets)),
+                 lambda: minibatches(inputs, targets[:9], 4, 0)):
+        with pytest.raises(UserError, match=both):
+            call()
+    with pytest.raises(UserError, match=r"Dimension mismatch: .*\(…, 40\).*\(10, 3\)"):
+        fit_linear(inputs, targets)[0](targets)
+    with pytest.raises(UserError, match=r"Dimension mismatch: the held-out inputs .*\(10, 3\).*\(10, 40\)"):
+        fit(inputs, targets, held_out=(targets, targets))
+    with pytest.raises(UserError, match=r"Dimension mismatch: .*\(3, 40\).*bias.*\(2,\)"):
+        Neurons(torch.zeros(3, 40), torch.zeros(2))
+    with pytest.raises(UserError, match="not finite"):
+        fit_linear(inputs, targets * torch.nan)
+    with pytest.raises(UserError, match="--search stream"):
+        fit(lambda _: (inputs, targets))
+    with pytest.raises(ValueError, match="--headroom"):
+        LearnerConfig(headroom=0)
+    assert scale_targets(targets, "linear").clipped_share == 0
