@@ -39,6 +39,8 @@ OPENERS = {
     "pixels": "omnilatent.autoencoders.pixels:open_pixels",
     "diffusers": "omnilatent.autoencoders.diffusers_codecs:open_folder",
     "single-file": "omnilatent.autoencoders.single_file:open_file",
+    "ovae": "omnilatent.organic.native:open_checkpoint",
+    "ovae-pooled": "omnilatent.organic.pooled:open_checkpoint",
     "taef2": "omnilatent.autoencoders.taef2:open_folder",
     "tiny": "omnilatent.autoencoders.tiny:open_checkpoint",
 }
