@@ -22,6 +22,7 @@ _PUBLIC = {
     "Point": "latent",
     "Codes": "latent",
     "LatentStore": "store",
+    "OrganicEncoder": "organic.pooled",
     "UserError": "errors",
 }
 
