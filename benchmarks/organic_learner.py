@@ -1,0 +1,312 @@
+"""One layer learned from losses alone, against its rivals at equal evaluations and equal seconds.
+
+    python benchmarks/organic_learner.py [--seconds 8] [--json benchmarks/results/organic_learner.json]
+
+Synthetic pairs: inputs with standard deviations falling as 1/i along turned axes, targets linear in them plus noise,
+N = 20 d rows; and a tanh layer on targets made by one. All on one thread; seconds are CPU seconds of the process, so that
+other work on the machine does not count. An evaluation is the loss of one whole layer on all rows. Every rival gets at
+most `--seconds`.
+
+Rivals are flattered. They get the whitened inputs and the targets' moments for nothing, so that their loss is a
+quadratic form of k·d multiplications instead of a pass over the rows (the same number), and for evosax's what
+compiling took is left out. On whitened inputs the loss they see is a sphere in k·d dimensions.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import argparse
+import importlib.util
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnilatent.organic.config import LearnerConfig
+from omnilatent.organic.directions import Directions
+from omnilatent.organic.learner import open_search
+from omnilatent.organic.neurons import squared_errors
+from omnilatent.organic.probes import Sweeps
+from omnilatent.organic.retina import principal_axes
+from omnilatent.organic.search import Search
+
+POPULATION = 64
+Steps = Iterator[tuple[int, float]]  # evaluations spent so far, loss
+
+
+@dataclass
+class Problem:
+    """Pairs, and the least-squares loss of linear neurons on them."""
+
+    name: str
+    inputs: Tensor  # (N, d)
+    targets: Tensor  # (N, k)
+    optimum: float = 0.0
+    optimum_seconds: float = 0.0
+    white: Tensor = field(default_factory=lambda: torch.empty(0))  # (N, r)
+
+    @property
+    def probes(self) -> int:
+        """Evaluations of one sweep of single directions."""
+        return 2 * self.inputs.shape[1] + 3
+
+
+def make(d: int, k: int, rows: int, tanh: bool = False, seed: int = 0) -> Problem:
+    draw, turns = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    turn = torch.from_numpy(np.linalg.qr(turns.standard_normal((d, d)))[0]).float()
+    inputs = torch.randn(rows, d, generator=draw) / torch.arange(1, d + 1) @ turn
+    sums = inputs @ torch.randn(d, k, generator=draw)
+    sums /= sums.std(0)
+    noise = torch.randn(rows, k, generator=draw)
+    targets = torch.tanh(1.5 * sums + 0.3 * noise) + 0.1 * noise.flip(0) if tanh else sums + 0.5 * noise
+    problem = Problem(f"{'tanh ' if tanh else ''}{d} → {k}", inputs, targets)
+    begin = time.process_time()
+    x = np.c_[inputs.double().numpy(), np.ones(rows)]
+    y = targets.double().numpy()
+    weight = np.linalg.solve(x.T @ x + 1e-9 * np.eye(d + 1), x.T @ y)
+    problem.optimum = float(np.square(y - x @ weight).mean())
+    problem.optimum_seconds = time.process_time() - begin
+    axes = principal_axes(inputs)
+    problem.white = (inputs - axes.mean.float()) @ axes.whitening().float()
+    return problem
+
+
+def searching(search: Search, problem: Problem, steps: int = 10**9) -> Steps:
+    """Steps of a search of ours; the loss is that of what it would hand out, on all rows."""
+    for _ in range(steps):
+        search.step()
+        yield search.evaluations, search.train_loss
+    yield search.evaluations, float(squared_errors(search.neurons(), problem.inputs, problem.targets).mean())
+
+
+class Moments:
+    """The mean loss of linear layers `(p, k, r)` on whitened inputs, exactly, from the targets' moments."""
+
+    def __init__(self, problem: Problem) -> None:
+        targets = problem.targets - problem.targets.mean(0)  # the bias for nothing, too
+        self.cross = targets.T @ problem.white / len(targets)  # (k, r)
+        self.plain = float(targets.double().square().mean())
+        self.shape = tuple(self.cross.shape)
+
+    def losses(self, weights: Tensor) -> Tensor:
+        """`(p, k, r)` → `(p, k)`, less the targets' own power."""
+        return (weights * (weights - 2 * self.cross)).sum(2)
+
+    def loss(self, weight: Tensor) -> float:
+        return self.plain + float(self.losses(weight[None]).mean())
+
+
+def eggroll(problem: Problem, per_neuron: bool, sigma: float = 0.02, rate: float = 0.02) -> Steps:
+    """Rank-1 perturbations in mirrored pairs, Adam on the estimate (arXiv 2511.16652, Algorithm 1).
+
+    `per_neuron` is our addition: every row of the weight takes its own loss as fitness.
+    """
+    moments, draw = Moments(problem), torch.Generator().manual_seed(0)
+    k, r = moments.shape
+    mean, first, second = torch.zeros(3, k, r)
+    for step in range(1, 10**9):
+        a, b = (torch.randn(POPULATION // 2, n, generator=draw) for n in (k, r))
+        change = sigma * a[:, :, None] * b[:, None, :]
+        difference = moments.losses(mean + change) - moments.losses(mean - change)  # (p/2, k)
+        if not per_neuron:
+            difference = difference.mean(1, keepdim=True).expand(-1, k)
+        fitness = difference / difference.std(0).clamp(min=1e-12)
+        estimate = (fitness * a).T @ b / len(b)  # (k, r)
+        first, second = 0.9 * first + 0.1 * estimate, 0.99 * second + 0.01 * estimate.square()
+        scaled = first / (1 - 0.9**step) / ((second / (1 - 0.99**step)).sqrt() + 1e-8)
+        mean = mean - rate / (1 + step / 300) * scaled
+        yield step * POPULATION, moments.loss(mean)
+
+
+def evosax(problem: Problem, name: str) -> Steps:
+    """Whole layers as genomes, default settings but for the first step 0.02."""
+    import jax
+    import optax
+    from evosax import algorithms
+
+    moments = Moments(problem)
+    cross, shape = jax.numpy.asarray(moments.cross.numpy()), moments.shape
+    start = jax.numpy.zeros(shape)
+    more = {"Open_ES": {"optimizer": optax.adam(0.02), "std_schedule": optax.constant_schedule(0.02)},
+            "PGPE": {"optimizer": optax.adam(0.02)}, "Sep_CMA_ES": {}}[name]
+    strategy = getattr(algorithms, name)(population_size=POPULATION, solution=start, **more)
+    params = strategy.default_params
+    if hasattr(params, "std_init"):
+        params = params.replace(std_init=0.02)
+    key = jax.random.key(0)
+
+    @jax.jit
+    def generation(key, state):
+        key, one, two = jax.random.split(key, 3)
+        population, state = strategy.ask(one, state, params)
+        fitness = (population * (population - 2 * cross)).sum(2).mean(1)
+        state, _ = strategy.tell(two, population, fitness, state, params)
+        mean = strategy.get_mean(state)
+        return key, state, (mean * (mean - 2 * cross)).sum(1).mean()
+
+    state = strategy.init(key, start, params)
+    for step in range(1, 4):  # compiled here, twice where the types of the first state are weak
+        key, state, loss = generation(key, state)
+    yield 0, moments.plain + float(loss)
+    for step in range(4, 10**9):
+        key, state, loss = generation(key, state)
+        yield step * POPULATION, moments.plain + float(loss)
+
+
+def adam(problem: Problem, inputs: Tensor, activation: str, rate: float, search: Search | None = None) -> Steps:
+    """Gradients on all rows; a step counts as two evaluations, forward and backward."""
+    k = problem.targets.shape[1]
+    weight, bias = torch.zeros(k, inputs.shape[1], requires_grad=True), torch.zeros(k, requires_grad=True)
+    optimizer = torch.optim.Adam([weight, bias], lr=rate)
+    for step in range(1, 10**9):
+        made = inputs @ weight.T + bias
+        if activation == "tanh":
+            made = torch.tanh(made) * search.scale.scale + search.scale.shift
+        loss = (made - problem.targets).square().mean(0).sum()  # each neuron's own, as ours
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield 2 * step, loss.item() / k
+
+
+def run(label: str, problem: Problem, begin: Callable[[], Steps], seconds: float) -> dict:
+    """The course of one method: evaluations, CPU seconds, and the loss over the least-squares optimum less 1."""
+    course, clock = [], time.process_time()
+    steps = begin()
+    for evaluations, loss in steps:
+        if evaluations == 0:  # what came before was compiling
+            clock = time.process_time()
+            continue
+        course.append((evaluations, time.process_time() - clock, loss / problem.optimum - 1))
+        if course[-1][1] > seconds:
+            break
+    best = course[-1]
+    print(f"  {label}: excess {best[2]:.2e}, {best[0]} evaluations, {best[1]:.2f} s", flush=True)
+    return {"problem": problem.name, "method": label, "evaluations": best[0], "cpu_seconds": best[1],
+            "excess": best[2], "course": thin(course)}
+
+
+def thin(course: list[tuple[int, float, float]]) -> list[tuple[int, float, float]]:
+    """Points of a course about 10 % of evaluations apart, and the last."""
+    kept: list[tuple[int, float, float]] = []
+    for point in course:
+        if not kept or point[0] > 1.1 * kept[-1][0]:
+            kept.append(point)
+    return kept + ([course[-1]] if kept[-1] != course[-1] else [])
+
+
+def until(course: list, column: int, limit: float) -> str:
+    """The excess at the last point within a limit of evaluations (0) or seconds (1)."""
+    within = [point for point in course if point[column] <= limit]
+    return f"{within[-1][2]:.1e}" if within else "–"
+
+
+def linear_rows(problem: Problem, seconds: float) -> list[dict]:
+    x, y, d = problem.inputs, problem.targets, problem.inputs.shape[1]
+    rows = [run("sweeps (ours)", problem, lambda: searching(Sweeps(x, y), problem, 2), seconds * 9)]
+    rows.append(run("directions, whitened (ours)", problem, lambda: searching(Directions(x, y), problem, 1), 999))
+    if d <= 512:
+        rows.append(run("directions, conjugate (ours)", problem,
+                        lambda: searching(Directions(x, y, whiten=False), problem, 1), 999))
+    base = LearnerConfig(activation="linear", batch_size=min(len(x), 8 * d), seed=0)
+    settings = {"stream of minibatches (ours)": {"search": "stream"},
+                "(1+1) mutation, whitened (ours)": {"search": "mutation", "mutation": 0.3, "batch_size": len(x)},
+                "classic +0.01/−0.005": {"rule": "classic", "batch_size": 1024},
+                "classic +0.1/−0.05": {"rule": "classic", "batch_size": 1024, "trust_up": 0.1, "trust_down": 0.05}}
+    for label, changed in settings.items():
+        search = open_search(x, y, LearnerConfig(**{**base.__dict__, **changed}))
+        if label.startswith("(1+1)"):
+            search.batches = lambda position: (x, y)
+        rows.append(run(label, problem, lambda s=search: watched(s, problem), seconds))
+    for name, label in (("Open_ES", "OpenAI-ES"), ("PGPE", "PGPE"), ("Sep_CMA_ES", "sep-CMA-ES")):
+        if importlib.util.find_spec("evosax") is None:
+            print(f"  {label}: left out, since evosax is not installed (pip install evosax).")
+        else:
+            rows.append(run(f"{label} (evosax)", problem, lambda n=name: evosax(problem, n), seconds))
+    rows.append(run("EGGROLL rank 1", problem, lambda: eggroll(problem, False), seconds))
+    rows.append(run("EGGROLL rank 1, fitness per neuron", problem, lambda: eggroll(problem, True), seconds))
+    rows.append(run("Adam, raw inputs", problem, lambda: adam(problem, x, "linear", 0.03), seconds))
+    rows.append(run("Adam, whitened inputs", problem, lambda: adam(problem, problem.white, "linear", 0.03), seconds))
+    rows.append({"problem": problem.name, "method": "normal equations solved (floor)", "evaluations": 0,
+                 "cpu_seconds": problem.optimum_seconds, "excess": 0.0, "course": []})
+    return rows
+
+
+def watched(search: Search, problem: Problem) -> Steps:
+    """A search on minibatches, its loss taken on all rows now and then; looking is not counted as an evaluation."""
+    for step in range(1, 10**9):
+        search.step()
+        if step & (step - 1) == 0 or step % 50 == 0:
+            yield search.evaluations, float(squared_errors(search.neurons(), problem.inputs, problem.targets).mean())
+
+
+def tanh_rows(problem: Problem, seconds: float) -> list[dict]:
+    """Excess here is over linear least squares, so it is negative."""
+    x, y = problem.inputs, problem.targets
+    scale = Sweeps(x, y, "tanh", headroom=1.3)
+    rows = [run("sweeps (ours)", problem, lambda: searching(Sweeps(x, y, "tanh", headroom=1.3), problem, 12), 999),
+            run("directions, whitened (ours)", problem,
+                lambda: searching(Directions(x, y, "tanh", headroom=1.3), problem, 3), 999)]
+    for rate in (0.01, 0.03):
+        for label, inputs in (("raw", x), ("whitened", problem.white)):
+            rows.append(run(f"Adam {rate}, {label} inputs", problem,
+                            lambda i=inputs, r=rate: adam(problem, i, "tanh", r, scale), seconds))
+    return rows
+
+
+def table(rows: list[dict], problems: list[Problem]) -> str:
+    lines = []
+    for problem in problems:
+        own = [row for row in rows if row["problem"] == problem.name]
+        limit = own[0]["cpu_seconds"]
+        lines += [f"\n**{problem.name}**, N = {len(problem.inputs)}, least squares {problem.optimum:.5f}\n",
+                  f"| method | excess at the end | evaluations | CPU s | excess at {problem.probes} evaluations | "
+                  f"excess at {limit:.2f} s |", "|---|---|---|---|---|---|"]
+        for row in own:
+            lines.append(f"| {row['method']} | {row['excess']:.2e} | {row['evaluations']} | {row['cpu_seconds']:.2f} | "
+                         f"{until(row['course'], 0, problem.probes)} | {until(row['course'], 1, limit)} |")
+    return "\n".join(lines)
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    record = {"seed": 0, "dtype": "float32", "threads": 1, "torch": torch.__version__, "numpy": np.__version__,
+              "machine": platform.machine(), "seconds": "CPU seconds of the process", "rows": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "organic_learner.json")
+    parser.add_argument("--small", action="store_true", help="one small problem, to try the command")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    sizes = [(64, 4)] if options.small else [(512, 4), (512, 192), (2048, 32)]
+    rows, problems = [], []
+    problems.append(make(193, 4 if options.small else 32, 4096 if options.small else 16384, tanh=True))
+    print(problems[-1].name, flush=True)
+    rows += tanh_rows(problems[-1], 2.5 * options.seconds)
+    for d, k in sizes:
+        write(options.json, rows)
+        problems.append(make(d, k, 20 * d))
+        print(problems[-1].name, flush=True)
+        rows += linear_rows(problems[-1], options.seconds)
+        problems[-1].white = torch.empty(0)
+    write(options.json, rows)
+    print(table(rows, problems))
+
+
+if __name__ == "__main__":
+    main()
