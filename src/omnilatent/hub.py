@@ -40,6 +40,7 @@ OPENERS = {
     "diffusers": "omnilatent.autoencoders.diffusers_codecs:open_folder",
     "single-file": "omnilatent.autoencoders.single_file:open_file",
     "ovae": "omnilatent.organic.native:open_checkpoint",
+    "ovae-grid": "omnilatent.organic.dropin:open_checkpoint",
     "ovae-pooled": "omnilatent.organic.pooled:open_checkpoint",
     "taef2": "omnilatent.autoencoders.taef2:open_folder",
     "tiny": "omnilatent.autoencoders.tiny:open_checkpoint",
