@@ -25,7 +25,7 @@ from omnilatent.cli.main import main as command
 from omnilatent.hub import RECIPES
 
 SEEDS = ROOT.parent / "shared" / "seeds"
-PLANNED = {"clone", "translate", "generate", "bench"}  # promised, not built
+PLANNED = {"translate", "generate"}  # promised, not built
 OTHERS = {"make", "pip"}  # first words of lines in bash blocks that are not ours to run
 TABLE = rows(text_of("docs/commands.md"))
 LINES = [row for row in TABLE if row.ours.startswith("omnilatent ")]

@@ -15,6 +15,7 @@ from ..errors import UserError, is_disk_full, is_out_of_memory
 COMMANDS = {
     "demo": "the main job on embedded photos, or on yours with --data: fine-tune, reconstruct, compare, report",
     "train": "learn a latent space: omnilatent train RECIPE --data DATA",
+    "clone": "a tiny gradient-free codec that learns from a big one: omnilatent clone NAME --data DATA",
     "compare": "several codecs side by side on the same images: report (HTML) and figures (JSON)",
     "evaluate": "the same for one codec",
     "encode": "images → a store of latents, at scale: omnilatent encode NAME DATA --out STORE",
@@ -33,7 +34,7 @@ def usage() -> str:
         f"omnilatent {__version__}: learn, measure, compare and use latent spaces\n\n"
         f"usage: omnilatent COMMAND …\n\n{rows}\n\n"
         "'omnilatent COMMAND --help' shows a command's options. NAME is a path, a bundled model or a hub id;\n"
-        "DATA is a folder, a .tar or several, 'photos' (embedded) or 'synthetic'."
+        "DATA is a folder, a .tar or several, a video, 'photos' (embedded) or 'synthetic'."
     )
 
 
