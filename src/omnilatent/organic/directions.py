@@ -24,17 +24,14 @@ from .neurons import Activation, check_pairs, scale_targets
 from .retina import Axes, principal_axes
 from .search import Search, generator
 
+_CLOSE = 0.03  # how far a tanh neuron's sum is probed, in whitened units
 _ROUNDING = 1e-5  # length of an activation, as a share of what it was, below which nothing but rounding is left
 
 
 class Directions(Search):
-    """The search for one layer on fixed data.
+    """The search for one layer on fixed data. `sweeps` counts those done."""
 
-    `length` `(k,)` is where a tanh neuron's next step is tried. A linear one is probed at the size of its error, where
-    its parabola stands out of fp32 rounding most.
-    """
-
-    STATE = (*Search.STATE, "length", "sweeps")
+    STATE = (*Search.STATE, "sweeps")
 
     def __init__(
         self, inputs: Tensor, targets: Tensor, activation: Activation = "linear", *, whiten: bool = True,
@@ -48,12 +45,14 @@ class Directions(Search):
             raise UserError("The inputs or targets hold values that are not finite: mend or leave out those rows.")
         self.inputs, self.goals, self.seed = inputs.float() - centre, self.goals_of(targets), seed
         self.trust_up, self.trust_down = trust_up, trust_down
-        self.length, self.sweeps = torch.full((len(self.bias),), 0.1), torch.tensor(0)
+        self.sweeps = torch.tensor(0)
         self._white = (axes or principal_axes(inputs)).whitening().float() if whiten else None  # (d, r)
+        if activation == "tanh":
+            self.start_from_inverse()
 
     def step(self) -> None:
         """One sweep: the bias, then every direction."""
-        sums = self.sums_of(self.inputs + self.centre, self.weight, self.bias)  # (N, k)
+        sums = torch.addmm(self.bias, self.inputs, self.weight.mT)  # (N, k)
         loss = self.losses(sums, self.goals)
         self.evaluations += 1
         directions, activations = self._directions()
@@ -84,22 +83,25 @@ class Directions(Search):
         return made[:, :kept], raw[:kept]
 
     def _probe(self, sums: Tensor, loss: Tensor, activation: Tensor, direction: Tensor | None) -> Tensor:
-        """Probe ±`length` along a direction (None: the bias), take the steps that help, and return the losses there."""
-        a = activation[:, None]  # (N, 1)
-        h = loss.sqrt().float().clamp(min=1e-6) if self.activation == "linear" else self.length  # (k,)
+        """Probe both ways along a direction (None: the bias), take the steps that help, and return the losses there.
+
+        A linear neuron is probed at the size of its error, where its parabola stands out of fp32 rounding most, and a
+        tanh neuron close by, where its loss is nearly a parabola; its step is at most 1.
+        """
+        a, linear = activation[:, None], self.activation == "linear"  # (N, 1)
+        h = loss.sqrt().float().clamp(min=1e-6) if linear else torch.full((len(loss),), _CLOSE)  # (k,)
         ahead, behind = (self.losses(torch.addcmul(sums, a, t), self.goals) for t in (h, -h))
         self.evaluations += 2
         bend = (ahead + behind - 2 * loss) / 2
         step = h * (behind - ahead) / (4 * bend.clamp(min=1e-30))
-        if self.activation == "linear":  # the vertex of an exact parabola needs no look
+        if linear:  # the vertex of an exact parabola needs no look
             there = loss - bend * (step / h).square()
             taken = torch.where(bend > 0, step, 0.0).float()
         else:
-            step = torch.where(bend > 0, step, torch.sign(behind - ahead) * h).clamp(-4 * h, 4 * h).float()
+            step = torch.where(bend > 0, step, torch.sign(behind - ahead) * 0.3).clamp(-1, 1).float()
             there = self.losses(torch.addcmul(sums, a, step), self.goals)
             self.evaluations += 1
             taken = torch.where(there < loss, step, 0.0)
-            self.length = torch.where(taken != 0, 0.8 * h + 0.4 * taken.abs(), 0.9 * h).clamp(1e-3, 1.0)
         moved = taken != 0
         sums.addcmul_(a, taken)
         if direction is None:

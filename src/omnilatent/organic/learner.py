@@ -1,6 +1,7 @@
 """One way in: fit one layer of neurons by the rule that the configuration names.
 
 - `fit`: tensors, which may be memory-mapped, or minibatches by their position.
+- `fit_headrooms`: the same for several ranges of tanh, of which each output neuron takes its own.
 - `open_search`: the search that a configuration stands for.
 
     neurons, report = fit(inputs, targets, LearnerConfig(activation="tanh"), held_out=(more_inputs, more_targets))
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,7 +24,7 @@ from ..errors import UserError
 from .classic import Classic
 from .config import LearnerConfig
 from .directions import Directions
-from .neurons import Neurons, TargetScale, check_pairs, scale_targets, squared_errors
+from .neurons import Neurons, TargetScale, check_pairs, chunks, scale_targets, squared_errors
 from .probes import Sweeps
 from .report import FitReport
 from .search import Batches, Search, minibatches
@@ -73,6 +74,33 @@ def fit(
             if checkpoint is not None:
                 checkpoint(course.state())
     return course.finish(inputs, targets, held_out, time.perf_counter() - begin)
+
+
+def fit_headrooms(
+    inputs: Tensor, targets: Tensor, config: LearnerConfig, held_out: tuple[Tensor, Tensor],
+    headrooms: Sequence[float] = (1.2, 1.6, 2.2, 3.0, 5.0),
+) -> tuple[Neurons, FitReport]:
+    """Fit a tanh layer once for each range, and take each output neuron from the fit with its lowest held-out loss.
+
+    Whether a target saturates or is nearly linear differs between output neurons, and their losses add up, so the
+    choice is each one's own. Costs one `fit` a range.
+    """
+    begin = time.perf_counter()
+    fits = [fit(inputs, targets, replace(config, headroom=headroom), held_out) for headroom in headrooms]
+    losses = torch.stack([squared_errors(neurons, *held_out) for neurons, _ in fits])  # (h, k)
+    best = losses.argmin(0)  # (k,)
+    each = torch.arange(len(best))
+    parts = {name: torch.stack([neurons.get_buffer(name) for neurons, _ in fits])[best, each]
+             for name in ("weight", "bias", "scale", "shift")}
+    chosen = Neurons(activation=config.activation, **parts)
+    train = squared_errors(chosen, inputs, targets)
+    beyond = sum(int(((targets[rows].float() - chosen.shift).abs() > chosen.scale).sum()) for rows in chunks(targets))
+    reports = [report for _, report in fits]
+    return chosen, FitReport(
+        train_loss=float(train.mean()), held_out_loss=float(losses.amin(0).mean()), neuron_losses=tuple(train.tolist()),
+        evaluations=sum(report.evaluations for report in reports), seconds=time.perf_counter() - begin,
+        trust=tuple(reports[which].trust[i] for i, which in enumerate(best.tolist())),
+        clipped_share=beyond / targets.numel() if config.activation == "tanh" else 0.0)
 
 
 def open_search(inputs: Tensor | Batches, targets: Tensor | None, config: LearnerConfig) -> Search:

@@ -135,12 +135,12 @@ def scale_targets(targets: Tensor, activation: Activation, headroom: float = 3.0
     return TargetScale(scale, shift, float(total.sum() / targets.numel()))
 
 
-def squared_errors(neurons: Neurons, inputs: Tensor, targets: Tensor) -> Tensor:
+def squared_errors(layer: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """The loss of each output neuron: its squared error in the targets' units, averaged over the rows; `(k,)` fp64."""
     check_pairs(inputs, targets)
     total = torch.zeros(targets.shape[1], dtype=torch.float64)
     for rows in chunks(inputs, targets):
-        total += (neurons(inputs[rows].float()) - targets[rows].float()).square().sum(0, dtype=torch.float64)
+        total += (layer(inputs[rows].float()) - targets[rows].float()).square().sum(0, dtype=torch.float64)
     return total / len(inputs)
 
 

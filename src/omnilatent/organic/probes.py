@@ -32,7 +32,6 @@ from .report import FitReport
 from .retina import Axes, principal_axes
 from .search import Search, vertex
 
-_INSIDE = 0.97  # of tanh's range, where the start from the inverse of tanh cuts targets off
 
 
 def fit_linear(
@@ -105,7 +104,8 @@ class Sweeps(Search):
         self._metric = (white @ white.mT).float()  # (d, d): takes the fall of the loss to whitened axes and back
         self._forget()
         if activation == "tanh":
-            self._start_from_inverse()
+            self.start_from_inverse()
+            self._forget()
 
     def step(self) -> None:
         """Every neuron probes all its directions, and takes the step along the combined one if its loss falls."""
@@ -140,14 +140,6 @@ class Sweeps(Search):
         self.length = torch.zeros(k, dtype=torch.float64)
         self.last_direction, self.last_bias = torch.zeros(k, d), torch.zeros(k)
         self.last_fall, self.last_fall_bias = torch.zeros(k, d), torch.zeros(k)
-
-    def _start_from_inverse(self) -> None:
-        """One sweep of linear neurons towards the inverse of tanh of the targets."""
-        goals, trust = self.goals, self.trust
-        self.goals, self.activation = torch.atanh(goals.clamp(-_INSIDE, _INSIDE)), "linear"
-        self.step()
-        self.goals, self.activation, self.trust = goals, "tanh", trust
-        self._forget()
 
     def _losses_at(self, step: Tensor, sums: Tensor, moves: Tensor, direction: Tensor) -> Tensor:
         """The loss of each neuron, `(k,)` fp64, at `step` `(k,)` along its direction: a forward evaluation."""

@@ -17,6 +17,7 @@ from ..data.keyed import draws
 from .neurons import Activation, Neurons, TargetScale, check_pairs, chunks
 
 _NUDGE = 0.03  # δ: of a neuron's sum, which is about 1 in size; balances δ² against fp32 rounding
+_INSIDE = 0.97  # of tanh's range, where the start from the inverse of tanh cuts targets off
 Batches = Callable[[int], tuple[Tensor, Tensor]]
 
 
@@ -50,6 +51,8 @@ class Search:
     `train_loss` is that of the latest step, in the targets' units; `evaluations` counts forward passes.
     """
 
+    goals: Tensor
+    """`(N, k)` fp32, what φ must give on the rows, for searches on fixed data."""
     STATE: tuple[str, ...] = ("weight", "bias", "trust")
     """Names of the tensors that going on needs beside the data."""
 
@@ -63,6 +66,13 @@ class Search:
     def step(self) -> None:
         """Go on by a sweep or a minibatch."""
         raise NotImplementedError
+
+    def start_from_inverse(self) -> None:
+        """One step of linear neurons towards the inverse of tanh of `goals`, where tanh neurons begin."""
+        goals, trust = self.goals, self.trust
+        self.goals, self.activation = torch.atanh(goals.clamp(-_INSIDE, _INSIDE)), "linear"
+        self.step()
+        self.goals, self.activation, self.trust = goals, "tanh", trust
 
     def neurons(self) -> Neurons:
         """The neurons as they are now, on plain inputs and in the targets' units."""
