@@ -11,7 +11,9 @@ the difference of the losses along that direction. For a linear neuron this is a
 activations a the losses at ±h are mean((e ± h a)²), whose difference is 4 h mean(e a), and 2 d probes of the kind are
 one matrix product. For tanh it is a difference quotient of step δ, the derivative up to δ². So a sweep costs what a
 forward and a backward pass cost, and on linear neurons with exactly whitened inputs the first sweep ends at the
-least-squares optimum, as any method of conjugate directions does.
+least-squares optimum, as any method of conjugate directions does. The response times the whitening and its transpose
+then is the solution of the normal equations in the principal axes: what is spared is a solver and any gradient through
+the neuron, not the arithmetic. `directions` takes nothing but losses of the whole layer, at more evaluations.
 
 Each output neuron is its own search: its loss, direction, step length, acceptance and trust are its own. The step along
 its direction is found by forward evaluations at −h, +h and the vertex of their parabola, and taken only if the loss of
@@ -27,11 +29,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .neurons import ACTIVATIONS, Activation, Neurons, TargetScale, check_pairs, chunks, scale_targets, squared_errors
+from .neurons import ACTIVATIONS, Activation, Neurons, TargetScale, check_pairs, scale_targets, squared_errors
 from .report import FitReport
 from .retina import Axes, principal_axes
 from .search import Search, vertex
-
 
 
 def fit_linear(

@@ -15,7 +15,7 @@ class FitReport:
     neuron_losses: tuple[float, ...]
     """Training loss of each output neuron, `(k,)`."""
     evaluations: int
-    """Forward passes of the whole layer over the fitting data (a pass over a minibatch counts as one of a minibatch)."""
+    """Forward passes of the whole layer: over all fitting data, or over a minibatch where the search takes those."""
     seconds: float
     """Wall-clock time."""
     trust: tuple[float, ...]

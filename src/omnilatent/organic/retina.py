@@ -106,8 +106,8 @@ class Retina(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """`(…, d)` → `(…, r)`."""
         if inputs.shape[-1] != len(self.mean):
-            raise UserError(f"Dimension mismatch: the retina {self.identity} takes (…, {len(self.mean)}), the input has "
-                            f"shape {tuple(inputs.shape)}.")
+            raise UserError(f"Dimension mismatch: the retina {self.identity} takes (…, {len(self.mean)}), the input "
+                            f"has shape {tuple(inputs.shape)}.")
         return (inputs - self.mean) @ self.projection
 
 
@@ -123,8 +123,8 @@ def fit_principal(inputs: Tensor, size: int, whiten: bool = True, **identity: An
     variances, axes = torch.linalg.eigh(moments.second / moments.count - offset[:, None] * offset)
     variances, axes = variances.flip(0)[:size], axes.flip(1)[:, :size]
     if size > int((variances > 1e-7 * variances[0]).sum()):
-        raise UserError(f"The retina is to have {size} components, but inputs of shape {tuple(inputs.shape)} vary along "
-                        f"{int((variances > 1e-7 * variances[0]).sum())} axes only: ask for fewer.")
+        raise UserError(f"The retina is to have {size} components, but inputs of shape {tuple(inputs.shape)} vary "
+                        f"along {int((variances > 1e-7 * variances[0]).sum())} axes only: ask for fewer.")
     projection = axes / variances.sqrt() if whiten else axes
     return Retina(moments.centre + offset, projection, {"kind": "principal", "whitened": whiten, **identity})
 
@@ -144,7 +144,7 @@ def area_retina(channels: int, side: int, cells: int, **identity: Any) -> Retina
 
 
 def cosine_retina(channels: int, side: int, kept: int, **identity: Any) -> Retina:
-    """The lowest `kept` × `kept` frequencies of the orthonormal DCT-II of images `(channels, side, side)`, flattened."""
+    """The lowest `kept` × `kept` frequencies of the orthonormal DCT-II of flattened images `(channels, side, side)`."""
     if not 1 <= kept <= side:
         raise UserError(f"{kept} frequencies of a side of {side} pixels: possible are 1 to {side}.")
     wave = torch.cos(math.pi / side * (torch.arange(side) + 0.5)[:, None] * torch.arange(kept)) * math.sqrt(2 / side)
