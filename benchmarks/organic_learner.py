@@ -1,6 +1,6 @@
 """One layer learned from losses alone, against its rivals at equal evaluations and equal seconds.
 
-    python benchmarks/organic_learner.py [--seconds 8] [--json benchmarks/results/organic_learner.json]
+    python benchmarks/organic_learner.py [tanh 512-4 512-192 2048-32] [--seconds 8]
 
 Synthetic pairs: inputs with standard deviations falling as 1/i along turned axes, targets linear in them plus noise,
 N = 20 d rows; and a tanh layer on targets made by one. All on one thread; seconds are CPU seconds of the process, so
@@ -279,33 +279,37 @@ def table(rows: list[dict], problems: list[Problem]) -> str:
 
 
 def write(path: Path, rows: list[dict]) -> None:
+    """Write the rows; those of other problems that the file holds stay."""
+    names = {row["problem"] for row in rows}
+    before = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     record = {"seed": 0, "dtype": "float32", "threads": 1, "torch": torch.__version__, "numpy": np.__version__,
-              "machine": platform.machine(), "seconds": "CPU seconds of the process", "rows": rows}
+              "machine": platform.machine(), "seconds": "CPU seconds of the process",
+              "rows": [row for row in before if row["problem"] not in names] + rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+PROBLEMS = {"tanh": (193, 32, 16384), "512-4": (512, 4, 10240), "512-192": (512, 192, 10240),
+            "2048-32": (2048, 32, 40960), "small": (64, 4, 1280)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("problems", nargs="*", choices=[*PROBLEMS, []], default=[], help="default: all but small")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "organic_learner.json")
-    parser.add_argument("--small", action="store_true", help="one small problem, to try the command")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    sizes = [(64, 4)] if options.small else [(512, 4), (512, 192), (2048, 32)]
-    rows, problems = [], []
-    problems.append(make(193, 4 if options.small else 32, 4096 if options.small else 16384, tanh=True))
-    print(problems[-1].name, flush=True)
-    rows += tanh_rows(problems[-1], 2.5 * options.seconds)
-    print(table(rows, problems), flush=True)
-    for d, k in sizes:
-        write(options.json, rows)
-        problems.append(make(d, k, 20 * d))
-        print(problems[-1].name, flush=True)
-        rows += linear_rows(problems[-1], options.seconds)
-        problems[-1].white = torch.empty(0)
-        print(table(rows, problems[-1:]), flush=True)
-    write(options.json, rows)
+    for name in options.problems or list(PROBLEMS)[:-1]:
+        d, k, rows = PROBLEMS[name]
+        problem = make(d, k, rows, tanh=name == "tanh")
+        print(problem.name, flush=True)
+        if name == "tanh":
+            made = tanh_rows(problem, 2.5 * options.seconds)
+        else:
+            made = linear_rows(problem, options.seconds)
+        write(options.json, made)
+        print(table(made, [problem]), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Both compare only losses on the same minibatch (common random numbers): what a neuron takes must be better there than
 what it has. Inputs are whitened by the principal axes of those seen so far, renewed whenever the number of minibatches
-has doubled. What is handed out is the mean of the weights since then, in which the noise of single minibatches cancels
+has doubled, until 40 d rows were seen. What is handed out is the mean of the weights since then, in which the noise of single minibatches cancels
 (Polyak & Juditsky 1992), so that on a stream of n rows the excess over least squares falls as d/n.
 
 `Stream` takes half of the step to the vertex of the parabola, since the whole step fits the minibatch's noise. It needs
@@ -30,6 +30,7 @@ from .neurons import Neurons, TargetScale
 from .retina import Moments
 from .search import Batches, Search, generator, vertex
 
+_ENOUGH = 40  # rows a dimension after which the axes are known well enough; looking costs more than a sweep
 _GROW, _SHRINK = math.exp(1 / 3), math.exp(-1 / 12)
 
 
@@ -50,10 +51,8 @@ class Streaming(Search):
         inputs, targets = self.batches(int(self.position))
         inputs, goals = inputs.float(), self.goals_of(targets)
         renew = _is_power_of_two(int(self.position) + 1)
-        self.moments.add(inputs)
-        if renew:
-            count = float(self.moments.count)
-            self.white = self.moments.axes().whitening(ridge=0.1 * inputs.shape[1] / count).float()
+        if self.moments.count < _ENOUGH * inputs.shape[1]:
+            self._whiten(inputs, renew)
         sums = self.sums_of(inputs, self.weight, self.bias)
         loss, moved = self.search(inputs, sums, goals)
         self.trust = (self.trust + self.config.trust_up * moved - self.config.trust_down * (1 - moved)).clamp(0, 1)
@@ -84,6 +83,13 @@ class Streaming(Search):
     def load_state(self, state: dict[str, Tensor]) -> None:
         super().load_state(state)
         self.moments.load_state({name: state[f"moments.{name}"] for name in self.moments.state()})
+
+    def _whiten(self, inputs: Tensor, renew: bool) -> None:
+        """Look at more inputs; take new axes now, or because they were the last."""
+        self.moments.add(inputs)
+        count, d = float(self.moments.count), inputs.shape[1]
+        if renew or count >= _ENOUGH * d:
+            self.white = self.moments.axes().whitening(ridge=0.1 * d / count).float()
 
     def _forget_mean(self) -> None:
         self.mean_weight, self.mean_bias = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
