@@ -22,9 +22,8 @@ from omnilatent.organic.native_learning import (
     NativeLearning, held_out_psnr, learn, measured_spec, principal_components, turned_round,
 )
 
-SMALL = NativeLearning(sites=4000, turns=2, rounds=1, held_out=6)
-CONFIGS = {"linear": NativeConfig(channels=6, base=6, bands=6, classes=0),
-           "gated": NativeConfig(channels=8, base=5, bands=16, classes=4)}
+SMALL = NativeLearning(sites=2000, turns=2, held_out=6)
+CONFIGS = {"linear": NativeConfig(channels=6, context=5, hidden=0), "neurons": NativeConfig(channels=4, hidden=8)}
 FORBIDDEN = {"backward", "solve", "lstsq", "inv", "pinv", "inverse", "linalg_solve", "linalg_lstsq", "linalg_inv",
              "linalg_pinv", "cholesky_solve", "cholesky_inverse", "linalg_solve_ex", "linalg_inv_ex", "lu_solve"}
 
@@ -129,21 +128,7 @@ def test_the_latent_has_unit_scale_and_no_correlations(learned: tuple[NativeAuto
     z = spec.normalise(model.encode(fitting.float() / 255)).transpose(0, 1).flatten(1)
     torch.testing.assert_close(z.mean(1), torch.zeros(len(z)), rtol=0, atol=1e-3)
     torch.testing.assert_close(z.std(1), torch.ones(len(z)), rtol=0, atol=1e-3)
-    assert torch.corrcoef(z).fill_diagonal_(0).abs().max() < 0.35
-
-
-def test_the_decoder_sees_the_encoders_class(learned: tuple[NativeAutoencoder, Tensor]) -> None:
-    """What was expanded from the latent is the analysis, projected on its class: encoding it again changes nothing."""
-    model, crops = learned
-    if not model.config.classes:
-        pytest.skip("there are no classes")
-    images = crops[:4].float() / 255
-    bands, expanded = model.analyse(images), model.expand(model.encode(images))
-    base = model.config.base
-    assert torch.equal(expanded[:, :base], bands[:, :base])
-    left = bands[:, base:] - expanded[:, base:]
-    inner = (left * expanded[:, base:]).sum(1)  # a projection leaves what is orthogonal to it
-    torch.testing.assert_close(inner, torch.zeros_like(inner), rtol=0, atol=1e-4)
+    assert torch.corrcoef(z).fill_diagonal_(0).abs().max() < 0.02
 
 
 def test_principal_components_are_the_eigenvectors() -> None:
@@ -172,8 +157,8 @@ def test_turned_round_is_the_adjoint() -> None:
 def test_wrong_sizes_and_damaged_weights_are_refused(
     learned: tuple[NativeAutoencoder, Tensor], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="base"):
-        NativeConfig(channels=4, base=5)
+    with pytest.raises(ValueError, match="odd"):
+        NativeConfig(window=2)
     with pytest.raises(UserError, match="crops"):
         learn(torch.zeros(9, 3, 63, 64, dtype=torch.uint8), CONFIGS["linear"], SMALL)
     model, crops = learned
