@@ -107,7 +107,7 @@ class Moments:
         return self.plain + float(self.losses(weight[None]).mean())
 
 
-def eggroll(problem: Problem, per_neuron: bool, sigma: float = 0.02, rate: float = 0.02) -> Steps:
+def eggroll(problem: Problem, per_neuron: bool, sigma: float = 0.02, rate: float = 0.004) -> Steps:
     """Rank-1 perturbations in mirrored pairs, Adam on the estimate (arXiv 2511.16652, Algorithm 1).
 
     `per_neuron` is our addition: every row of the weight takes its own loss as fitness.
@@ -130,7 +130,7 @@ def eggroll(problem: Problem, per_neuron: bool, sigma: float = 0.02, rate: float
 
 
 def evosax(problem: Problem, name: str) -> Steps:
-    """Whole layers as genomes, default settings but for the first step 0.02."""
+    """Whole layers as genomes, default settings but for the first step 0.02 and Adam's rate 0.002 (0.02 diverges)."""
     import jax
     import optax
     from evosax import algorithms
@@ -138,8 +138,8 @@ def evosax(problem: Problem, name: str) -> Steps:
     moments = Moments(problem)
     cross, shape = jax.numpy.asarray(moments.cross.numpy()), moments.shape
     start = jax.numpy.zeros(shape)
-    more = {"Open_ES": {"optimizer": optax.adam(0.02), "std_schedule": optax.constant_schedule(0.02)},
-            "PGPE": {"optimizer": optax.adam(0.02)}, "Sep_CMA_ES": {}}[name]
+    more = {"Open_ES": {"optimizer": optax.adam(0.002), "std_schedule": optax.constant_schedule(0.02)},
+            "PGPE": {"optimizer": optax.adam(0.002)}, "Sep_CMA_ES": {}}[name]
     strategy = getattr(algorithms, name)(population_size=POPULATION, solution=start, **more)
     params = strategy.default_params
     if hasattr(params, "std_init"):
