@@ -5,9 +5,8 @@
 Learns on the train photos of imagenet-1k-sample (every twelfth chooses ridges and the number of layers) and measures
 on its 100 val photos: the latents' R² and the PSNR of organic latents decoded by the teacher; of teacher latents
 decoded organically; of both organic. Nulls: a linear map of the same code (one linear layer, no neurons), and the
-teacher's latent mean. Times are medians of processor time on one thread,
-clone and teacher in turn. Lessons are those of
-organic_pooled.py.
+teacher's latent mean. Times are medians of processor time on one thread, clone and teacher in turn. Lessons are those
+of organic_pooled.py.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
     python benchmarks/organic_pooled.py [--data FOLDER] [--lessons FOLDER] [--bundle]
 
-Learns on the train photos of imagenet-1k-sample (every twelfth chooses the ridge) and measures on its 100 val photos,
-which chose nothing. Nulls: the mean of the training targets, and a linear map of an 8×8 thumbnail. Times are medians of
-processor time on one thread from a uint8 256² array, clone and teacher in turn. What the teachers say is kept in --lessons and read from
-there the next time. --bundle writes the clone of kl-f8-small to src/omnilatent/weights/ovae. With the lessons at hand
-3 minutes on one core; TAEF2 and kl-f8-small need 5 minutes each for theirs.
+Learns on the train photos of imagenet-1k-sample (every twelfth chooses the ridge and how many neurons are kept) and
+measures on its 100 val photos, which chose nothing. Nulls: the mean of the training targets, and a linear map of an 8×8
+thumbnail. Times are medians of processor time on one thread from a uint8 256² array, clone and teacher in turn. What
+the teachers say is kept in --lessons and read from there the next time. --bundle writes the clone of kl-f8-small to
+src/omnilatent/weights/ovae. With the lessons at hand 3 minutes on one core; TAEF2 and kl-f8-small need 5 minutes each
+for theirs.
 """
 
 from __future__ import annotations

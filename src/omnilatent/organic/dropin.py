@@ -29,6 +29,7 @@ from .neurons import Neurons
 from .pairs import Affine
 
 KIND = "ovae-grid"
+_LAYER = ("weight", "bias", "skip", "out", "out_bias")
 
 
 class DropinEncoder(nn.Module):
@@ -82,8 +83,8 @@ class Dropin(nn.Module):
         if encoder is None and decoder is None:
             raise ValueError("a drop-in has an encoder, a decoder or both")
         if encoder is not None and decoder is not None and encoder.channels != decoder.channels:
-            raise UserError(f"Dimension mismatch: the encoder gives latents of shape (b, {encoder.channels}, h, w), and "
-                            f"the decoder takes (b, {decoder.channels}, h, w).")
+            raise UserError(f"Dimension mismatch: the encoder gives latents of shape (b, {encoder.channels}, h, w), "
+                            f"and the decoder takes (b, {decoder.channels}, h, w).")
         self.encoder, self.decoder = encoder, decoder
 
     @property
@@ -110,7 +111,7 @@ class DropinCodec(Codec):
         spec = LatentSpec(channels=module.channels, downsampling=downsampling, kind="point")
         if not module.whole:
             if teacher is None:
-                raise UserError(f"{provenance.name} has only one half, and the other is its teacher's: give the teacher.")
+                raise UserError(f"{provenance.name} has only one half, and the other is its teacher's: give it.")
             theirs = teacher.spec
             if (theirs.channels, theirs.downsampling) != (spec.channels, spec.downsampling):
                 raise UserError(f"Dimension mismatch: {provenance.name} works on latents of shape (b, {spec.channels}, "
@@ -180,8 +181,9 @@ def open_checkpoint(path: Path, name: str) -> Codec:
     except (OSError, SafetensorError, KeyError, TypeError) as failure:
         raise UserError(f"{path} is not a whole drop-in ({failure}): fetch it again.") from failure
     card = path / "README.md"
-    provenance = Provenance(name=name, kind=KIND, weights_hash=hub.file_hash(weights), licence=hub.card_licence(path),
-                            path=str(path), card=card.read_text(encoding="utf-8") if card.exists() else "")
+    provenance = Provenance(
+        name=name, kind=KIND, weights_hash=hub.file_hash(weights), licence=hub.card_licence(path), path=str(path),
+        card=card.read_text(encoding="utf-8") if card.exists() else "")
     module = Dropin(encoder, decoder)
     if module.channels != channels:
         raise UserError(f"{weights} works on latents of shape (b, {module.channels}, h, w), but its config.json states "
@@ -204,8 +206,8 @@ def _encoder(model: dict[str, Any], tensors: dict[str, Tensor]) -> DropinEncoder
     fields = {key: tuple(v) if isinstance(v, list) else v for key, v in model["encoder"]["fovea"].items()}
     fovea = Fovea(**fields)
     if (fovea.kind, fovea.low, fovea.high) != (Fovea.kind, Fovea.low, Fovea.high):
-        raise UserError(f"This drop-in was learned behind the retina {fovea.identity()}, and this version computes only "
-                        f"{Fovea.kind} in [{Fovea.low:g}, {Fovea.high:g}]: learn it anew.")
+        raise UserError(f"This drop-in was learned behind the retina {fovea.identity()}, and this version computes "
+                        f"only {Fovea.kind} in [{Fovea.low:g}, {Fovea.high:g}]: learn it anew.")
     code = FoveaCode(fovea, [tensors[f"encoder.code.kernel_{s}"] for s in fovea.scales],
                      [tensors[f"encoder.code.bias_{s}"] for s in fovea.scales])
     return DropinEncoder(code, _stack(model["encoder"], tensors, "encoder.stack"))
@@ -221,7 +223,7 @@ def _decoder(model: dict[str, Any], tensors: dict[str, Tensor]) -> DropinDecoder
 def _stack(entry: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> GridStack:
     layers = []
     for number in range(entry["layers"]):
-        part = {key: tensors[f"{prefix}.layers.{number}.{key}"] for key in ("weight", "bias", "skip", "out", "out_bias")}
+        part = {key: tensors[f"{prefix}.layers.{number}.{key}"] for key in _LAYER}
         readout = Neurons(torch.cat([part["skip"], part["out"]], 1), part["out_bias"])
         layers.append(GridLayer(Affine(part["weight"], part["bias"]), readout))
     return GridStack(layers, entry["reach"], entry["context"])

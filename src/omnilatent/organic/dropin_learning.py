@@ -57,7 +57,8 @@ def debug_encoder() -> EncoderConfig:
 
 def debug_decoder() -> DecoderConfig:
     """Two layers of a few neurons on 64² pictures, in seconds on one core; for tests."""
-    return DecoderConfig(GridConfig(layers=2, neurons=16, candidates=48, sites=3000, judged=1500, reach=3, context=8), 64)
+    grid = GridConfig(layers=2, neurons=16, candidates=48, sites=3000, judged=1500, reach=3, context=8)
+    return DecoderConfig(grid, size=64)
 
 
 @dataclass(frozen=True)

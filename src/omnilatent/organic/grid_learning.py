@@ -20,7 +20,6 @@ from .pairs import Affine, draw_pairs, fit_readout, forward_selection
 from .teaching import Progress, quiet
 
 Maps = Callable[[slice], Tensor]  # pictures → their maps (b, c, h, w)
-_PART = slice(0, 0)
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,8 @@ def learn_stack(
         if loss >= history[-1]:
             break
         history.append(loss)
+        if stack.layers:
+            stack.layers[-1] = stack.layers[-1].first(config.context)  # nothing else of it is seen any more
         if number < config.layers:
             guesses = _guesses(lesson, stack, layer, guesses)
             exam_guesses = _guesses(exam, stack, layer, exam_guesses)

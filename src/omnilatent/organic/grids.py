@@ -55,6 +55,11 @@ class GridLayer(nn.Module):
         hidden = (self.weight @ x).add_(self.bias[:, None]).tanh_()
         return (self.out @ hidden).add_(self.skip @ x).add_(self.out_bias[:, None])
 
+    def first(self, outputs: int) -> GridLayer:
+        """This layer with its first outputs only: those that a next layer sees."""
+        readout = Neurons(torch.cat([self.skip, self.out], 1)[:outputs], self.out_bias[:outputs])
+        return GridLayer(Affine(self.weight, self.bias), readout)
+
 
 class GridStack(nn.Module):
     """A code on a grid `(b, r, h, w)` → `(b, k, h, w)`.

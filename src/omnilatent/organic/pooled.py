@@ -150,7 +150,8 @@ class PooledEncoder(nn.Module):
             weight, bias = getattr(self, f"weight_{scale}"), getattr(self, f"bias_{scale}")
             if len(weight):
                 kernel = weight.view(-1, 3, retina.patch, retina.patch)
-                found.append(F.conv2d(picture.to(weight.dtype), kernel, bias, retina.stride(scale)).tanh_().mean((2, 3)))
+                sums = F.conv2d(picture.to(weight.dtype), kernel, bias, retina.stride(scale))
+                found.append(sums.tanh_().mean((2, 3)))
         return torch.cat(found, 1)
 
 

@@ -12,7 +12,6 @@ of parts of a picture: a quarter of the picture is a smaller picture with a targ
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -36,7 +35,7 @@ class PooledConfig:
 
     Attributes:
         outputs: the teacher's first channels that are cloned.
-        neurons: kept of all candidates.
+        neurons: chosen of all candidates; as many of these are kept as lower the held-out loss.
         candidates: drawn for each scale.
         windows: the readout learns from windows² parts of every picture; a power of 2 up to 4.
         crops: views of each photo that the teacher encodes.
@@ -76,7 +75,8 @@ class Agreement:
 
 @dataclass(frozen=True)
 class PooledReport:
-    """What a learning says of itself. `held_out` is on photos that chose the ridge and nothing else."""
+    """What a learning says of itself. `held_out` is on the photos that chose the ridge and how many neurons
+    are kept."""
 
     train: Agreement
     held_out: Agreement
@@ -105,7 +105,7 @@ def learn(
 
     Args:
         photos: to learn from.
-        held_out: other photos, which choose the ridge.
+        held_out: other photos, which choose the ridge and how many neurons are kept.
         progress: is called with a line of text now and then.
 
     Raises:
@@ -141,11 +141,10 @@ def learn_from(
     features, targets = _features(lessons, groups, config.windows, retina), _rows(lessons.pooled(k, config.windows))
     chosen = forward_selection(features, targets, config.neurons)
     progress(f"{config.neurons} of them chosen")
-    groups, chosen = _keep(groups, chosen)
     exam_features, exam_targets = _features(exam, groups, 1, retina), _rows(exam.pooled(k))
-    readout, loss = fit_readout(features[:, chosen], targets, exam_features, exam_targets)
-    progress(f"held-out loss {loss:.5f}, of the mean alone {float(exam_targets.var(0).mean()):.5f}")
-    encoder = PooledEncoder(retina, groups, readout)
+    readout, loss, groups, kept = _read_out(features, targets, exam_features, exam_targets, groups, chosen)
+    progress(f"{len(kept)} kept: held-out loss {loss:.5f}, of the mean alone {float(exam_targets.var(0).mean()):.5f}")
+    encoder, exam_features = PooledEncoder(retina, groups, readout), exam_features[:, kept]
     whole = _rows(lessons.pooled(k))
     found = torch.cat([encoder(part) for part in lessons.pictures.split(32)])
     return encoder, PooledReport(
@@ -185,6 +184,20 @@ def _features(lessons: Lessons, groups: list[Affine], windows: int, retina: Reti
 def _rows(maps: Tensor) -> Tensor:
     """`(N, c, h, w)` → `(N·h·w, c)`."""
     return maps.movedim(1, 3).reshape(-1, maps.shape[1])
+
+
+def _read_out(
+    features: Tensor, targets: Tensor, exam_features: Tensor, exam_targets: Tensor, groups: list[Affine],
+    chosen: Tensor,
+) -> tuple[Neurons, float, list[Affine], Tensor]:
+    """The readout of the first half, quarter … of the chosen neurons, or of all: whichever has the lowest held-out
+    loss; with it the neurons that are kept and their indices."""
+    found = []
+    for share in (8, 4, 2, 1):
+        kept_groups, kept = _keep(groups, chosen[: max(1, len(chosen) // share)])
+        readout, loss = fit_readout(features[:, kept], targets, exam_features[:, kept], exam_targets)
+        found.append((readout, loss, kept_groups, kept))
+    return min(found, key=lambda one: one[1])
 
 
 def _keep(groups: list[Affine], chosen: Tensor) -> tuple[list[Affine], Tensor]:
