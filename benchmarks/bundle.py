@@ -34,6 +34,8 @@ class Bundle:
     """One clause: data, hardware and time."""
     licence: str
     """The card's sentence on the licence, without the full stop."""
+    command: str | None = None
+    """What made the run, where the recipe on the ImageNet sample did not."""
 
 
 def main(options: Bundle) -> None:
@@ -57,18 +59,19 @@ def main(options: Bundle) -> None:
         values = " | ".join(f"{measured.figures[name].value:.3f}" for name in METRICS)
         rows.append(f"| {label} | {len(images)} | {values} |")
     recipe, steps = more["training"]["recipe"], more["training"]["step"]
+    command = options.command or (f"omnilatent train {recipe} --data imagenet-1k-sample/train.tar --val "
+                                  f"imagenet-1k-sample/val.tar --steps {steps}")
     write(
         "---\nlicense: other\nlicense_name: mit-trained-on-imagenet\nlibrary_name: omnilatent\n---\n"
         f"# {recipe}\n\n"
         f"Image autoencoder, f{codec.spec.downsampling}, {codec.spec.channels} channels, "
         f"{codec.parameter_count():,} parameters, stored as fp16. "
-        f"Trained for {steps:,} steps on {options.trained_on}.\n\n"
+        f"Trained on {options.trained_on}.\n\n"
         "Measured on the fp16 file as loaded (fp32 arithmetic, posterior mode, 8 bits):\n\n"
         "| images | N | PSNR dB | SSIM | MS-SSIM | VIF | high-frequency power |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n" + "\n".join(rows) + "\n\n"
         f"Licence: {options.licence}.\n\n"
-        f"Command: `omnilatent train {recipe} --data imagenet-1k-sample/train.tar --val imagenet-1k-sample/val.tar "
-        f"--steps {steps}`, then `python benchmarks/bundle.py`.\n"
+        f"Command: `{command}`, then `python benchmarks/bundle.py`.\n"
     )
     print((options.out / "README.md").read_text(encoding="utf-8"))
     print({p.name: p.stat().st_size for p in options.out.iterdir()})
