@@ -24,7 +24,7 @@ from .retina import Axes, principal_axes
 
 _SLOPE = 1.0986  # ln 3: tanh is ∓½ at the two inputs of a pair (SWIM, section 2)
 _DRAWS = 8  # pairs looked at for each pair taken
-RIDGES = (1e-5, 1e-4, 1e-3, 1e-2)
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
