@@ -21,15 +21,13 @@ class CloneConfig:
     layers: int = 3
     """Of grid: layers at most; learning ends where the held-out loss stops falling."""
     neurons: int = 448
-    """Of pooled, and of each layer of grid: tanh neurons that are kept."""
+    """Tanh neurons: of pooled, of each layer of grid, of native's decoder."""
     candidates: int = 1536
     """Of pooled and grid: neurons drawn from pairs of inputs, of which the best are kept."""
     channels: int = 16
     """Of native: 4, 16 or 32."""
     sites: int = 60_000
     """Of grid and native: positions that each fit learns from."""
-    rounds: int = 1
-    """Of native: times that the whole is learned anew from the synthesis so far; kept if held-out crops gain."""
     crops: int = 2
     """Views of each photo."""
     size: int = 256
@@ -39,7 +37,7 @@ class CloneConfig:
 
     def __post_init__(self) -> None:
         check_least(self, 1, "layers", "neurons", "candidates", "sites", "crops", "size")
-        check_least(self, 0, "rounds", "seed")
+        check_least(self, 0, "seed")
         if self.size % 8:
             raise ValueError(f"--size is {self.size}; it must be a multiple of 8")
         if self.latent == "pooled" and self.part == "decoder":

@@ -25,7 +25,6 @@ from .grid_learning import GridConfig
 from .native import NativeConfig
 from .teaching import Progress, quiet, teach
 
-NATIVE = {4: NativeConfig(4, 4, 4, 0), 16: NativeConfig(16, 10, 48, 64), 32: NativeConfig(32, 20, 64, 64)}
 
 
 @dataclass(frozen=True)
@@ -103,10 +102,10 @@ def _native(
     crops = [_crops(source, config.size, count, config.seed) for source, count in
              ((photos, config.crops * len(photos)), (held_out, len(held_out)))]
     held = len(crops[1])
-    learning = native_learning.NativeLearning(sites=config.sites, rounds=config.rounds, held_out=held, seed=config.seed)
-    model = native_learning.learn(torch.cat(crops), NATIVE[config.channels], learning, progress)
+    learning = native_learning.NativeLearning(sites=config.sites, held_out=held, seed=config.seed)
+    model = native_learning.learn(torch.cat(crops), NativeConfig(config.channels, hidden=config.neurons), learning, progress)
     reached = native_learning.held_out_psnr(model, crops[1])
-    return Cloned("ovae", asdict(NATIVE[config.channels]), native_learning.measured_spec(model, crops[0][:128]),
+    return Cloned("ovae", asdict(model.config), native_learning.measured_spec(model, crops[0][:128]),
                   dict(model.state_dict()), f"PSNR {reached:.2f} dB on {held} held-out crops")
 
 
