@@ -210,7 +210,7 @@ def _fit_synthesis(
         seen = F.unfold(around(model.encode(images), context // 2), context)
         inputs.append(_rows(seen[..., None])[places])
         targets.append(_rows(F.pixel_unshuffle(images - 0.5, BLOCK))[places])
-    neurons, _ = fit_linear(torch.cat(inputs), torch.cat(targets), seed=learning.seed)
+    neurons, _ = fit_linear(torch.cat(inputs), torch.cat(targets), sweeps=2, seed=learning.seed)
     model.synthesis.copy_(neurons.weight.view_as(model.synthesis))
     model.bias.copy_(neurons.bias)
 
