@@ -44,7 +44,7 @@ MODELS = {f"ovae-f8c{channels}": NativeConfig(channels) for channels in (4, 16, 
 RESULTS = Path(__file__).parent / "results" / "organic_native.json"
 SIZE = 256
 TRAIN, VAL = "imagenet-1k-sample/train.tar", "imagenet-1k-sample/val.tar"
-LICENCE = ("MIT for the weights as ours to give; they were learned on a sample of ImageNet photos, whose own terms are "
+LICENCE = ("MIT for the weights as far as they are ours; the training photos are ImageNet's, for "
            "non-commercial research and education")
 
 

@@ -97,7 +97,6 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "stages": lambda: tables.stages("bench_kl_f8"),
         "two-gpus": lambda: tables.two_gpus("store_two_gpus"),
         "tiles": lambda: tables.tiles("tiles"),
-        "tiles-cpu": lambda: tables.tiles("tiles_cpu"),
     },
     "docs/experiments.md": {"trials": tables.trials, "latents": tables.latents},
 }

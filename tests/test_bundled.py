@@ -1,6 +1,7 @@
 """What ships with the package: the bundled weights are what their card says, and the demo keeps its photos apart."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,9 @@ def test_bundled_weights_are_small_half_precision_and_have_a_card(name: str) -> 
     assert weights.stat().st_size <= 7e6
     assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "license:" in card and "Licence:" in card and f"omnilatent train {name} " in card
-    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["training"]["recipe"] == name
+    assert "license:" in card and "Licence:" in card
+    assert re.search(r"Command: `(omnilatent \w+|python benchmarks/\w+\.py) ", card)  # what made it
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["kind"] in hub.OPENERS
 
 
 def test_all_bundled_weights_stay_within_twenty_megabytes() -> None:
@@ -41,7 +43,7 @@ def test_kl_f8_small_reaches_what_its_card_says() -> None:
     images = EvaluationImages(open_images(str(place)), 256, limit=10)
     measured, _ = evaluate(codec, images, batch_size=5, metrics=("psnr",), health=False, speed=False)
     assert measured.figures["psnr"].n == 10
-    assert measured.figures["psnr"].value == pytest.approx(26.40, abs=0.01)  # 26.03 dB over all 100
+    assert measured.figures["psnr"].value == pytest.approx(27.45, abs=0.01)  # 27.02 dB over all 100
 
 
 def test_the_demo_measures_on_photos_that_it_did_not_train_on(tmp_path: Path) -> None:

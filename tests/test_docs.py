@@ -116,7 +116,10 @@ def test_every_example_is_tested_and_named_in_the_readme() -> None:
 # -- docs/commands.md ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", [row for row in LINES if row.state.startswith("works")], ids=lambda row: row.ours)
+WORKING = {row.ours: row for row in LINES if row.state.startswith("works")}  # several of the seeds' are one of ours
+
+
+@pytest.mark.parametrize("row", WORKING.values(), ids=WORKING)
 def test_a_row_that_works_runs(row, here: Path) -> None:
     assert run(row.ours)
     if "--output" in row.ours:

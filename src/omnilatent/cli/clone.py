@@ -92,7 +92,7 @@ def _parts(options: Clone) -> tuple[ImageSource, ImageSource]:
     else:
         photos, held_out = source, open_images(options.val, options.max_pixels)
     evenly = [subset(s, (i * len(s) // n for i in range(n)), s.name)
-              for s, n in ((photos, min(options.most, len(photos))), (held_out, min(200, len(held_out))))]
+              for s, n in ((photos, min(options.most, len(photos))), (held_out, min(200, max(8, options.most // 4), len(held_out))))]
     return evenly[0], evenly[1]
 
 

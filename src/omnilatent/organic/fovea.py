@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -97,8 +97,9 @@ class FoveaCode(nn.Module):
 
 @torch.no_grad()
 def fit_fovea(pictures: Tensor, fovea: Fovea, generator: torch.Generator, sites: int = 40_000) -> FoveaCode:
-    """Principal components of each window, from about `sites` windows of the pictures `(N, 3, h, w)` uint8."""
-    kernels, biases = [], []
+    """Principal components of each window, from about `sites` windows of the pictures `(N, 3, h, w)` uint8; fewer than
+    asked for where the pictures vary along fewer."""
+    kernels, biases, counts = [], [], []
     cells = (pictures.shape[-2] // fovea.cell) * (pictures.shape[-1] // fovea.cell)
     some = torch.randperm(len(pictures), generator=generator)[: max(2, 4 * sites // cells)]
     for place, (scale, side) in enumerate(zip(fovea.scales, fovea.sides, strict=True)):
@@ -107,10 +108,10 @@ def fit_fovea(pictures: Tensor, fovea: Fovea, generator: torch.Generator, sites:
             windows = F.unfold(fovea.windows(part.float() / 255)[place], side, stride=fovea.cell // scale)
             rows = windows.mT.flatten(0, 1)
             found.append(rows[torch.randperm(len(rows), generator=generator)[: max(8, len(rows) // 4)]])
-        axes, count = principal_axes(torch.cat(found)), fovea.components[place]
-        if axes.axes.shape[1] < count:
-            raise UserError(f"{count} components of windows that vary along {axes.axes.shape[1]} only: ask for fewer.")
+        axes = principal_axes(torch.cat(found))
+        count = min(fovea.components[place], axes.axes.shape[1])
+        counts.append(count)
         white = axes.whitening()[:, :count].mT
         kernels.append(white.float().reshape(count, 3, side, side))
         biases.append((-white @ axes.mean).float())
-    return FoveaCode(fovea, kernels, biases)
+    return FoveaCode(replace(fovea, components=tuple(counts)), kernels, biases)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .grids import GridLayer, GridStack
 from .pairs import Affine, draw_pairs, fit_readout, forward_selection
 from .teaching import Progress, quiet
@@ -73,6 +74,9 @@ def learn_stack(
 
     Returns:
         The stack, and the held-out mean squared error of the mean and after each layer.
+
+    Raises:
+        UserError: not even the first layer helps on held-out pictures.
     """
     stack = GridStack([], config.reach, config.context)
     guesses, exam_guesses, history = None, None, []
@@ -91,6 +95,10 @@ def learn_stack(
             guesses = _guesses(lesson, stack, layer, guesses)
             exam_guesses = _guesses(exam, stack, layer, exam_guesses)
         stack.layers.append(layer)
+    if not stack.layers:
+        raise UserError(f"The first layer does no better on held-out pictures than their mean ({loss:.4g} against "
+                        f"{history[0]:.4g}): {lesson.count} pictures to learn from are too few, or have nothing in common; "
+                        "give more.")
     return stack, history
 
 

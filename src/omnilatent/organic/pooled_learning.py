@@ -143,7 +143,7 @@ def learn_from(
     progress(f"{config.neurons} of them chosen")
     exam_features, exam_targets = _features(exam, groups, 1, retina), _rows(exam.pooled(k))
     readout, loss, groups, kept = _read_out(features, targets, exam_features, exam_targets, groups, chosen)
-    progress(f"{len(kept)} kept: held-out loss {loss:.5f}, of the mean alone {float(exam_targets.var(0).mean()):.5f}")
+    progress(f"{len(kept)} kept: held-out loss {loss:.5f}, of the mean alone {float(exam_targets.var(0, correction=0).mean()):.5f}")
     encoder, exam_features = PooledEncoder(retina, groups, readout), exam_features[:, kept]
     whole = _rows(lessons.pooled(k))
     found = torch.cat([encoder(part) for part in lessons.pictures.split(32)])
