@@ -34,13 +34,14 @@ def run(line: str) -> None:
 def test_a_native_clone_is_a_codec_like_any_other(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(f"clone kl-f8-small --data {photos} --latent native --channels 4 --crops 2 {SMALL} --out {tmp_path / 'run'}")
     said = capsys.readouterr().out
-    assert "times as fast as kl-f8-small" in said and "held out: PSNR" in said
+    assert "times as fast as kl-f8-small" in said and "held out: PSNR" in said and "latents:" not in said
     codec = omnilatent.load(str(tmp_path / "run"))
     odd = torch.rand(2, 3, 37, 53)
     latent = codec.encode(odd)
     assert latent.mode().shape == (2, 4, 5, 7) and codec.decode(latent).shape == odd.shape
     files = {file.name for file in (tmp_path / "run" / "report").iterdir()}
     assert files >= {"speed_comp.png", "speed_1.png", "orig.png", "sd_recon.png", "o_recon.png", "side_by_side.png"}
+    assert "Cosine_sim.png" not in files  # its space is its own, of equal shape by chance
     with Image.open(tmp_path / "run" / "report" / "side_by_side.png") as picture:
         assert picture.size == (3 * 64, 64)
     run(f"evaluate {tmp_path / 'run'} --data {photos} --size 32 --limit 2 --no-health --no-speed --out {tmp_path / 'r'}")
@@ -74,6 +75,7 @@ def test_a_pooled_clone_of_a_video_only_encodes(tmp_path: Path, capsys: pytest.C
     ("clone kl-f8-small --data nowhere", "nowhere does not exist"),
     ("clone kl-f8-small --data photos --latent pooled --part decoder", "a pooled clone only encodes"),
     ("clone kl-f8-small --data photos --latent native --channels 5", "--channels is 5"),
+    ("clone kl-f8-small --data photos --sites 1", "--sites is 1; the least is 100"),
     ("clone kl-f8-small --data photos --size 60", "must be a multiple of 8"),
     ("clone pixels --data photos --latent grid --size 64 --most 2 --shown 1", "Dimension mismatch"),
 ])

@@ -78,3 +78,27 @@ def test_bad_videos_are_one_sentence(tmp_path: Path, clip: Path) -> None:
     mixed = open_images(f"{clip},{tmp_path / 'a.png'}")
     with pytest.raises(UserError, match="mixes videos and pictures"):
         split(mixed)
+
+
+def test_a_far_jump_seeks_and_a_single_frame_is_on_one_side(tmp_path: Path) -> None:
+    video = VideoFrames(write_video(tmp_path / "long.mp4", 300, rate=5))
+    decoded = []
+    video.read(0)
+    frames = video._decoder
+    assert frames is not None
+    whole = frames._container.decode
+    frames._container = type("Counted", (), {
+        "decode": lambda self, stream: (decoded.append(1) or frame for frame in whole(stream)),
+        "seek": lambda self, *place, **how: container.seek(*place, **how), "name": "long.mp4"})()
+    container = whole.__self__
+    video.read(299)
+    assert len(decoded) <= 13  # from the last keyframe on, not 299
+    train, held = VideoFrames(write_video(tmp_path / "one.mp4", 1)).stretches(0.1)
+    assert len(train) == 1 and len(held) == 0
+
+
+def test_a_store_refuses_a_video(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from omnilatent.cli.main import main
+
+    assert main(["encode", "kl-f8-small", str(clip), "--out", str(tmp_path / "store")]) == 2
+    assert "holds a video" in capsys.readouterr().err and not (tmp_path / "store").exists()

@@ -85,10 +85,12 @@ def main(argv: list[str]) -> None:
 
 def _parts(options: Clone) -> tuple[ImageSource, ImageSource]:
     from ..data import open_images, split, subset
+    from ..data.sources import has_video
 
     source = open_images(options.data, options.max_pixels)
     if options.val is None:
-        photos, held_out = split(source, minimum=max(1, min(8, len(source) // 4)))
+        least = 1 if has_video(source) else max(1, min(8, len(source) // 4))
+        photos, held_out = split(source, minimum=least)
     else:
         photos, held_out = source, open_images(options.val, options.max_pixels)
     evenly = [subset(s, (i * len(s) // n for i in range(n)), s.name)
@@ -105,7 +107,8 @@ def _report(teacher: Codec, student: Codec, held_out: ImageSource, options: Clon
     from ..data import EvaluationImages
     from ..report.likeness import draw, likeness
 
-    found, pictures = likeness(teacher, student, EvaluationImages(held_out, options.clone.size, options.shown))
+    found, pictures = likeness(teacher, student, EvaluationImages(held_out, options.clone.size, options.shown),
+                                options.clone.latent != "native")
     files = draw(found, pictures, run / "report")
     print("\n".join(found.lines()))
     print(f"{run / 'report'}: {', '.join(file.name for file in files)}")

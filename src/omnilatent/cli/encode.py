@@ -108,6 +108,7 @@ def main(argv: list[str]) -> None:
     options.check()
     from ..data import open_images
     from ..data.signals import stop_on_signal
+    from ..data.sources import has_video
     from ..store import Encoding
     from ..store.stages import added_up
     from .ranks import Ranks, joined
@@ -116,6 +117,9 @@ def main(argv: list[str]) -> None:
     with joined(ranks) as others:
         device = ranks.device(choose_device(options.device))
         source = open_images(options.data, options.max_pixels)
+        if has_video(source):
+            raise UserError(f"{options.data} holds a video, whose frames are no files by which a store would know them "
+                            "again: save its frames as pictures and give their folder.")
         codec = load(options.name, device, _dtype(options, device))
         config = _config(options, device, ranks)
         encoding = Encoding(codec, source, options.out, config)

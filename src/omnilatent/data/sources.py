@@ -132,6 +132,12 @@ def joined(parts: Sequence[ImageSource], name: str) -> ImageSource:
     return JoinedFiles(parts, name) if files else JoinedImages(parts, name)
 
 
+def has_video(source: ImageSource) -> bool:
+    """Whether any of it is frames of a video."""
+    parts = [part for _, part in source.parts] if isinstance(source, JoinedImages) else [source]
+    return any(isinstance(part, VideoFrames) for part in parts)
+
+
 class JoinedImages:
     """Sources one after the other. Keys begin with the part's name, and a number where two share it."""
 

@@ -103,6 +103,9 @@ def split(
     in_time = _in_time(source, held_out)
     if in_time is not None:
         train, held = in_time
+        if len(held) < max(1, minimum):
+            raise UserError(f"{source.name} holds {len(source)} frames, of which the end, {len(held)} frames, is held out "
+                            f"where {max(1, minimum)} are needed: give longer videos, or --val.")
         return (subset(source, train, f"{source.name} (training)"), subset(source, held, f"{source.name} (held out)"))
     hashes = [unit(draws("split", seed, source.key(i), count=1)[0]) for i in range(len(source))]
     groups = sorted(_copies(source), key=lambda group: min(hashes[i] for i in group))

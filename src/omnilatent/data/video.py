@@ -64,19 +64,20 @@ class VideoFrames:
         """uint8 `(h, w, 3)`; raises `UnreadableImage`."""
         if not 0 <= i < len(self):
             raise IndexError(f"frame {i} of {len(self)}")
-        if self._decoder is None or self._decoder.process != os.getpid():
-            self._decoder = _Decoder(self)
         try:
+            if self._decoder is None or self._decoder.process != os.getpid():
+                self._decoder = _Decoder(self)
             return self._decoder.frame(i)
-        except library("av").FFmpegError as failure:
+        except (library("av").FFmpegError, IndexError) as failure:  # it may have changed since
             self._decoder = None
             reason = " ".join(str(failure).split())
             raise UnreadableImage(self.key(i), f"cannot be decoded ({reason}): convert the video again") from failure
 
     def stretches(self, held_out: float) -> tuple[range, range]:
-        """(training, held out): the last share of the frames is held out, and a second before it left aside."""
-        first = min(max(1, round(len(self) * (1 - held_out))), len(self) - 1)
-        gap = min(round(GAP * self.rate), first - 1)
+        """(training, held out): the last share of the frames is held out, and a second before it left aside. A single
+        frame is trained on."""
+        first = min(max(1, round(len(self) * (1 - held_out))), max(1, len(self) - 1))
+        gap = max(0, min(round(GAP * self.rate), first - 1))
         return range(first - gap), range(first, len(self))
 
     def _open(self) -> Any:
@@ -97,11 +98,12 @@ class _Decoder:
         self._times = video._times
         self._container = video._open()
         self._stream = self._container.streams.video[0]
+        self._ahead = round(2 * video.rate)
         self._frames: Iterator[Any] = iter(())
         self._next = -1  # index of the frame that comes next; -1: none
 
     def frame(self, i: int) -> np.ndarray:
-        if not 0 <= self._next <= i:
+        if not 0 <= i - self._next <= self._ahead or self._next < 0:  # far ahead, a keyframe is nearer
             self._container.seek(int(self._times[i]), stream=self._stream, backward=True)
             self._frames = self._container.decode(self._stream)
         for frame in self._frames:

@@ -36,7 +36,8 @@ class CloneConfig:
     """Of everything that is drawn."""
 
     def __post_init__(self) -> None:
-        check_least(self, 1, "layers", "neurons", "candidates", "sites", "crops", "size")
+        check_least(self, 1, "layers", "neurons", "candidates", "crops", "size")
+        check_least(self, 100, "sites")
         check_least(self, 0, "seed")
         if self.size % 8:
             raise ValueError(f"--size is {self.size}; it must be a multiple of 8")

@@ -99,7 +99,7 @@ def _grid(
 def _native(
     teacher: Codec, photos: ImageSource, held_out: ImageSource, config: CloneConfig, progress: Progress
 ) -> Cloned:
-    crops = [_crops(source, config.size, count, config.seed) for source, count in
+    crops = [_crops(source, config.size, count, config.seed, progress) for source, count in
              ((photos, config.crops * len(photos)), (held_out, len(held_out)))]
     held = len(crops[1])
     learning = native_learning.NativeLearning(sites=config.sites, held_out=held, seed=config.seed)
@@ -109,7 +109,12 @@ def _native(
                   dict(model.state_dict()), f"PSNR {reached:.2f} dB on {held} held-out crops")
 
 
-def _crops(source: ImageSource, size: int, count: int, seed: int) -> Tensor:
-    """uint8 `(count, 3, size, size)`."""
+def _crops(source: ImageSource, size: int, count: int, seed: int, progress: Progress) -> Tensor:
+    """uint8 `(count, 3, size, size)`; other pictures stand for those that cannot be read, which is said."""
     images = TrainingImages(source, size, seed)
-    return torch.stack([images.sample(position).image for position in range(count)])
+    samples = [images.sample(position) for position in range(count)]
+    unreadable = dict(row for sample in samples for row in sample.skipped)
+    if unreadable:
+        key, reason = next(iter(unreadable.items()))
+        progress(f"{len(unreadable)} unreadable images replaced by others; the first: {key} {reason}")
+    return torch.stack([sample.image for sample in samples])

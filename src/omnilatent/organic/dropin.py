@@ -154,6 +154,7 @@ def checkpoint_of(module: Dropin, teacher: Codec) -> dict[str, Any]:
     """The `model` entry of its config.json."""
     model: dict[str, Any] = {"channels": module.channels, "downsampling": teacher.spec.downsampling, "teacher": {
         "name": teacher.provenance.name, "kind": teacher.provenance.kind,
+        "path": str(Path(teacher.provenance.path).resolve()) if teacher.provenance.path else None,
         "weights_hash": teacher.provenance.weights_hash}}
     if module.encoder is not None:
         stack = module.encoder.stack
@@ -191,8 +192,15 @@ def open_checkpoint(path: Path, name: str) -> Codec:
     return DropinCodec(module, model["downsampling"], provenance, None if module.whole else _teacher(reference, name))
 
 
-def _teacher(reference: dict[str, str], name: str) -> Codec:
-    teacher = hub.load(reference["name"])
+def _teacher(reference: dict[str, Any], name: str) -> Codec:
+    """By the name it had then, else where it lay."""
+    known, place = reference["name"], reference.get("path")
+    if known not in hub.bundled_names() and not Path(known).exists() and place is not None:
+        if not Path(place).exists():
+            raise UserError(f"{name} needs the half that it does not have from {known}, which is not at {place} any more: "
+                            "put it back.")
+        known = place
+    teacher = hub.load(known)
     found = teacher.provenance.weights_hash
     if found != reference["weights_hash"]:
         raise UserError(f"{name} was cloned from {reference['name']} with the weights {reference['weights_hash']}, and "

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .neurons import Neurons
 from .probes import fit_linear
 from .retina import Axes, principal_axes
@@ -149,5 +150,7 @@ def fit_readout(
         loss = float((neurons(held_features) - held_targets).square().mean())
         if loss < lowest:
             best, lowest = neurons, loss
-    assert best is not None, "no ridge gave a finite loss"
+    if best is None:
+        raise UserError("No ridge gives a finite held-out loss: the pictures hold values that are not finite, or none is "
+                        "held out.")
     return best, lowest

@@ -62,20 +62,22 @@ def teach(
     further = TrainingImages(photos, size, seed=seed, min_scale=0.8)
     pictures: list[Tensor] = []
     latents: list[Tensor] = []
-    unreadable: UnreadableImage | None = None
+    unreadable: list[UnreadableImage] = []
     total = crops * len(photos)
     for position in range(total):
         try:
             picture = _centre(photos, position, size) if position < len(photos) else further.sample(position).image
         except UnreadableImage as failure:
-            unreadable = failure
+            unreadable.append(failure)
             continue
         pictures.append(picture)
         latents.append(teacher.encode(picture[None]).mode()[0].half().cpu())
         if (position + 1) % 100 == 0 or position + 1 == total:
             progress(f"{teacher.label} encoded {position + 1:,} of {total:,} pictures")
     if not pictures:
-        raise UserError(f"None of the {len(photos)} images of {photos.name} can be read; the first: {unreadable}")
+        raise UserError(f"None of the {len(photos)} images of {photos.name} can be read; the first: {unreadable[0]}")
+    if unreadable:
+        progress(f"{len(unreadable)} unreadable images left out; the first: {unreadable[0]}")
     return Lessons(torch.stack(pictures), torch.stack(latents))
 
 

@@ -83,8 +83,13 @@ class Likeness:
 
 
 @torch.no_grad()
-def likeness(teacher: Codec, clone: Codec, images: EvaluationImages) -> tuple[Likeness, list[Tensor]]:
+def likeness(
+    teacher: Codec, clone: Codec, images: EvaluationImages, same_space: bool = True
+) -> tuple[Likeness, list[Tensor]]:
     """Measure a clone on held-out pictures, one at a time.
+
+    Args:
+        same_space: whether the clone's latents are meant to be the teacher's; otherwise they are not compared.
 
     Returns:
         The figures, and `(original, teacher's, clone's)` reconstructions of the first picture, each `(3, h, w)` in
@@ -107,7 +112,7 @@ def likeness(teacher: Codec, clone: Codec, images: EvaluationImages) -> tuple[Li
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
             latents.append(latent)
-        z, mine = comparable(latents[0].mode().float(), latents[1].mode().float())
+        z, mine = comparable(*(latent.mode().float() for latent in latents)) if same_space else (None, None)
         if mine is not None:
             theirs.append(z.flatten(1).cpu())
             ours.append(mine.flatten(1).cpu())

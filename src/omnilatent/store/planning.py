@@ -90,7 +90,7 @@ def shares(sizes: np.ndarray, keys: Sequence[str], parts: int) -> np.ndarray:
     """int64 `(n,)`: which of `parts` processes takes each file.
 
     A file's share follows from its size alone, so that copies meet in one process, and processes that look at a growing
-    folder at different times agree. Shares differ as chance has it, by about √n. Only where one size is that of more
+    folder at different times agree, but for common sizes: repeat the command when the folder is complete. Shares differ as chance has it, by about √n. Only where one size is that of more
     than an eighth of a share (bitmaps, say) the file's key decides; a copy that lands in another share is encoded
     there too.
     """
