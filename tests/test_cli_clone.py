@@ -44,7 +44,6 @@ def test_a_native_clone_is_a_codec_like_any_other(photos: Path, tmp_path: Path, 
     assert "Cosine_sim.png" not in files  # its space is its own, of equal shape by chance
     with Image.open(tmp_path / "run" / "report" / "side_by_side.png") as picture:
         assert picture.size == (3 * 64, 64)
-    run(f"evaluate {tmp_path / 'run'} --data {photos} --size 32 --limit 2 --no-health --no-speed --out {tmp_path / 'r'}")
 
 
 def test_a_grid_clone_takes_the_place_of_one_half(photos: Path, tmp_path: Path) -> None:
