@@ -1,6 +1,6 @@
 """Variants of a recipe trained side by side on this machine's GPUs, each measured under the protocol.
 
-    python benchmarks/trials.py groups-8 groups-32 --data ../shared/data --runs runs/trials --at-once 3
+    python benchmarks/trials.py '8 groups' '32 groups' --data ../shared/data --runs runs/trials --at-once 3
 
 Every NAME is a row of `TRIALS` or `NAME=RECIPE OPTIONS`, which is trained for as long as its options say, in a process
 of its own, `--at-once` of them on each GPU: a small model leaves a GPU waiting for Python. Then it is measured on the
@@ -26,10 +26,10 @@ import tyro
 
 SHORT = "--steps 1500 --batch-size 32"  # 48,000 crops: far from converged, to be compared with each other only
 TRIALS = {
-    "groups-32": f"kl-f8-small {SHORT} --norm-groups 32",
-    "groups-8": f"kl-f8-small {SHORT} --norm-groups 8",
-    "groups-4": f"kl-f8-small {SHORT} --norm-groups 4",
-    "groups-8, no attention": f"kl-f8-small {SHORT} --norm-groups 8 --no-mid-attention",
+    "32 groups": f"kl-f8-small {SHORT} --norm-groups 32 --min-scale 0.6",
+    "8 groups": f"kl-f8-small {SHORT} --norm-groups 8 --min-scale 0.6",
+    "4 groups": f"kl-f8-small {SHORT} --norm-groups 4 --min-scale 0.6",
+    "8 groups, no attention": f"kl-f8-small {SHORT} --norm-groups 8 --no-mid-attention --min-scale 0.6",
 }
 METRICS = ("psnr", "ssim", "vif", "spectrum_high")
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import UserError
 from .keyed import draws, unit
 from .protocols import ImageSource, StoredImages
-from .sources import JoinedImages
+from .sources import JoinedImages, has_video
 from .video import VideoFrames
 
 _TAIL = 4096  # bytes: the end of a compressed picture differs where its header and size do not
@@ -126,9 +126,9 @@ def split(
 
 def _in_time(source: ImageSource, held_out: float) -> tuple[list[int], list[int]] | None:
     """The frames of a video, or of several: (training, held out); None of other sources."""
-    parts = source.parts if isinstance(source, JoinedImages) else [(0, source)]
-    if not any(isinstance(part, VideoFrames) for _, part in parts):
+    if not has_video(source):
         return None
+    parts = source.parts if isinstance(source, JoinedImages) else [(0, source)]
     train: list[int] = []
     held: list[int] = []
     for first, part in parts:

@@ -26,7 +26,6 @@ from .native import NativeConfig
 from .teaching import Progress, quiet, teach
 
 
-
 @dataclass(frozen=True)
 class Cloned:
     """A model as `hub.write_model` takes it, and a sentence of what it reached on held-out photos."""

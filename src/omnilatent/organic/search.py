@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -44,7 +45,7 @@ def vertex(here: Tensor, ahead: Tensor, behind: Tensor) -> Tensor:
     return lowest.clamp(-4, 4)
 
 
-class Search:
+class Search(ABC):
     """A search for one layer of `k` neurons on `d` inputs, a step at a time.
 
     `weight` `(k, d)` and `bias` `(k,)` act on inputs minus `centre` `(d,)`; `trust` `(k,)` fp64 lies in [0, 1].
@@ -63,9 +64,9 @@ class Search:
         self.trust = torch.full((k,), trust, dtype=torch.float64)
         self.evaluations, self.train_loss = 0, math.inf
 
+    @abstractmethod
     def step(self) -> None:
         """Go on by a sweep or a minibatch."""
-        raise NotImplementedError
 
     def start_from_inverse(self) -> None:
         """One step of linear neurons towards the inverse of tanh of `goals`, where tanh neurons begin."""

@@ -21,6 +21,7 @@ kept fits their noise a little, too.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -64,9 +65,9 @@ class Streaming(Search):
         self.mean_bias += self.bias
         self.mean_count += 1
 
+    @abstractmethod
     def search(self, inputs: Tensor, sums: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
         """Change weight and bias by one minibatch; the loss of each neuron there, and its share of successes."""
-        raise NotImplementedError
 
     def neurons(self) -> Neurons:
         """The mean of the weights since the number of minibatches was a power of two."""

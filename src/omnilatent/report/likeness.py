@@ -136,7 +136,7 @@ def likeness(
 
 def comparable(theirs: Tensor, ours: Tensor) -> tuple[Tensor, Tensor | None]:
     """The teacher's latent as far as the clone speaks of it: its grid, or the mean over it of the clone's number of
-    channels; None where the clone's space is its own."""
+    channels; None where the shapes do not fit."""
     if ours.shape[-2:] == (1, 1) and ours.shape[1] <= theirs.shape[1]:
         return theirs[:, : ours.shape[1]].mean((2, 3), keepdim=True), ours
     return theirs, ours if ours.shape == theirs.shape else None
