@@ -3,6 +3,7 @@ them into the pages.
 
 - `speed`: `omnilatent bench`; `stages`: its way from files to a store. `cpu_speed`: benchmarks/cpu_speed.py.
 - `tiles`: benchmarks/tiles.py. `two_gpus`: benchmarks/store_rate.py.
+- `organic_speed`: benchmarks/organic_speed.py. `organic_downstream`: benchmarks/organic_downstream.py.
 - `trials`: benchmarks/trials.py, everything tried; `latents`: what regularisers did to the latent space.
 """
 
@@ -95,6 +96,108 @@ def tiles(name: str) -> str:
     return (f"{conditions['device']}, torch {conditions['torch']}, tiles of {conditions['tile']} pixels, "
             f"{record['date']}. {record['note']}\n\n`{record['command']}`\n\n" + table(heads, rows, 5)
             + "".join(f"\nNo figure for {line}.\n" for line in failed))
+
+
+def organic_speed(runs: dict[str, Any]) -> str:
+    """Of every run, on a CPU or a GPU: one picture; batches; more threads."""
+    return "\n".join(_one_picture(run) + _batches(run) + _threads(run) for run in runs.values())
+
+
+def _one_picture(run: dict[str, Any]) -> str:
+    rows, cuda = run["rows"], run["threads"] is None
+    reference = _fastest({name: row.get("encode") for name, row in rows.items()})
+    numbers = next((row["encoder_numbers"] for name, row in rows.items() if name.startswith("SD-VAE")), None)
+    heads = ["encoder", "latent", "encode [ms]", "bare network [ms]", *(["from GPU memory [ms]"] if cuda else []),
+             "times as fast as the SD-VAE's", "encoder as stored [MB]", "in fp32 [MB]", "times smaller", "decode [ms]",
+             "val [dB]", "Kodak [dB]"]
+    body = [[
+        name, "×".join(map(str, [*row["latent"][1:], row["latent"][0]])), _ms(row.get("encode")), _ms(row.get("bare")),
+        *([_ms(row.get("on_device"))] if cuda else []), times(reference, row.get("encode") and row["encode"]["ms"]),
+        number(row["stored_bytes"] and row["stored_bytes"] / 1e6, 3), number(row["encoder_numbers"] * 4 / 1e6, 3),
+        times(numbers, row["encoder_numbers"]), _ms(row.get("decode")) + ("¹" if row["teacher_decodes"] else ""),
+        *(number(row.get("psnr", {}).get(label), 2) for label in ("val", "kodak"))] for name, row in rows.items()]
+    photos = ", ".join(f"{count} {'val photos at 256²' if label == 'val' else 'Kodak photos in their own size'}"
+                       for label, count in run["photos"].items())
+    notes = ["The SD-VAE has random weights, which its speed does not depend on."] if numbers else []
+    notes += ["¹ by its teacher's decoder."] if any(row["teacher_decodes"] for row in rows.values()) else []
+    notes += [f"{name}: its teacher encodes." for name, row in rows.items() if row["teacher_encodes"]]
+    return (f"{run['device']}, {run['dtype']}, torch {run['torch']}, {_clock(run)}, a uint8 picture of {run['size']}² "
+            f"in host memory, medians of calls in turn, {run['date']}.{f' PSNR on {photos}.' if photos else ''}\n\n"
+            f"`{run['command']}`\n\n" + table(heads, body, 2) + "".join(f"\n{note}\n" for note in notes))
+
+
+def _batches(run: dict[str, Any]) -> str:
+    found = {name: row["batches"] for name, row in run["rows"].items() if "batches" in row}
+    sizes = list(next(iter(found.values()), {}))
+    reference = {size: _fastest({name: batches[size] for name, batches in found.items()}) for size in sizes}
+    body = [[name, *(_against(reference[size], batches[size]) for size in sizes)] for name, batches in found.items()]
+    return (f"\nEncoding batches, milliseconds a picture, {_clock(run)}; in brackets times as fast as the SD-VAE's:\n\n"
+            + table(["encoder", *(f"batch {size}" for size in sizes)], body)) if sizes else ""
+
+
+def _threads(run: dict[str, Any]) -> str:
+    text = ""
+    for threads in run["threads"] or ():
+        found = {name: row["threads"][threads] for name, row in run["rows"].items()}
+        halves = ("encode", "decode")
+        reference = {half: _fastest({name: row.get(half) for name, row in found.items()}) for half in halves}
+        body = [[name, *(_against(reference[half], row.get(half)) for half in halves)] for name, row in found.items()]
+        text += f"\n{threads} threads, wall clock, one picture; in brackets times as fast as the SD-VAE's:\n\n"
+        text += table(["encoder", "encode [ms]", "decode [ms]"], body)
+    return text
+
+
+def _fastest(timed: dict[str, dict[str, Any] | None]) -> float | None:
+    """Milliseconds of the faster of the SD-VAE's rows."""
+    return min((t["ms"] for name, t in timed.items() if name.startswith("SD-VAE") and t), default=None)
+
+
+def _clock(run: dict[str, Any]) -> str:
+    return "wall clock" if run["threads"] is None else "processor time on one thread"
+
+
+def _ms(timed: dict[str, Any] | None) -> str:
+    return number(timed and timed["ms"], 2)
+
+
+def _against(reference: float | None, timed: dict[str, Any] | None) -> str:
+    """Milliseconds, and in brackets how many times as fast as the reference."""
+    return _ms(timed) + (f" ({times(reference, timed['ms'])})" if reference and timed else "")
+
+
+def times(reference: float | None, own: float | None) -> str:
+    """How many times as much the reference is: two digits that count."""
+    if not reference or not own:
+        return "–"
+    ratio = reference / own
+    return f"{ratio:,.0f} ×" if ratio >= 9.95 else f"{ratio:.1f} ×" if ratio >= 0.95 else f"{ratio:.2f} ×"
+
+
+def organic_downstream(record: dict[str, Any]) -> str:
+    """Norms and small changes, then heads, a table for each set of pictures."""
+    def pair(found: dict[str, float], digits: int) -> str:
+        return f"{found['mean']:.{digits}f} ± {found['sd']:.{digits}f}"
+
+    changes = {"shift": "shift by 1 px", "jpeg": "JPEG 75", "noise": "noise of 1 %",
+               "another photo": "another photo (null)"}
+    text = f"`{record['command']}`, torch {record['torch']}, {record['date']}.\n"
+    if record["steadiness"]:
+        text += f"\n{record['photos']} val photos of 256²: relative L2 change of the latent, in brackets cosine.\n\n"
+        text += table(["latent", "numbers", "norm", *changes.values()], [
+            [label, f"{found['numbers']:,}", pair(found["norm"], 1),
+             *(f"{found[name]['l2']:.3f} ({found[name]['cosine']:.3f})" for name in changes)]
+            for label, found in record["steadiness"].items()])
+    for name, found in record["sets"].items():
+        scores = "accuracy" if name == "digits" else "accuracy (turns), R² (colour, edges)"
+        text += (f"\nHeads on {name} of {found['side']}²: {scores}; {found['learned_from']:,} to learn from, "
+                 f"{found['asked']:,} asked; {record['steps']} steps of Adam, {record['seeds']} seeds, mean ± standard "
+                 "deviation.\n\n")
+        tasks = list(found["chance"])
+        rows = [[label, f"{row['numbers']:,}", *(pair(row[task], 3) for task in tasks)]
+                for label, row in found["rows"].items()]
+        rows.append(["chance, or the mean (null)", "", *(number(found["chance"][task], 3) for task in tasks)])
+        text += table(["head on", "numbers", *tasks], rows)
+    return text
 
 
 def trials(name: str = "trials") -> str:

@@ -1,10 +1,20 @@
-"""Neurons learned without gradients: oracles by closed form, made before the forbidding mode is entered."""
+"""Neurons learned without gradients: oracles by closed form, made before the forbidding mode is entered.
+
+Run as a program with a folder, this file is what the test of two real processes starts.
+"""
 
 from __future__ import annotations
 
 import ast
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +27,17 @@ from omnilatent.errors import UserError
 from omnilatent.organic import probes
 from omnilatent.organic.config import LearnerConfig
 from omnilatent.organic.directions import Directions
-from omnilatent.organic.learner import fit, fit_headrooms
+from omnilatent.organic.layer_task import LayerTask
+from omnilatent.organic.learner import fit, fit_headrooms, open_stream
 from omnilatent.organic.neurons import Neurons, scale_targets, squared_errors
+from omnilatent.organic.peers import Peers
 from omnilatent.organic.probes import fit_linear
 from omnilatent.organic.retina import Moments, area_retina, cosine_retina, fit_principal, principal_axes
-from omnilatent.organic.search import minibatches
+from omnilatent.organic.search import Batches, Minibatched, minibatches
 from omnilatent.organic.stack import Stack, StackConfig, grow
+from omnilatent.training.checkpoint import furthest
+from omnilatent.training.config import RunConfig
+from omnilatent.training.loop import launch_fabric, train
 
 SOURCE = Path(probes.__file__).parent
 FORBIDDEN = {"solve", "lstsq", "inv", "pinv", "solve_ex", "inv_ex", "solve_triangular", "cholesky", "cholesky_ex",
@@ -207,10 +222,14 @@ def test_a_stream_ends_near_least_squares_of_data_it_never_held() -> None:
 
     everything = [batch(i) for i in range(64)]
     inputs, targets = (torch.cat(part) for part in zip(*everything, strict=True))
-    config = LearnerConfig(search="stream", activation="linear", steps=64)
-    neurons, report = fit(batch, None, config)
-    assert float(squared_errors(neurons, inputs, targets).mean()) / optimum(inputs, targets) - 1 < 0.01
-    assert report.evaluations == 64 * 4
+    best, excess = optimum(inputs, targets), {}
+    search = open_stream(batch, LearnerConfig(search="stream", activation="linear"))
+    for step in range(1, 65):
+        search.step()
+        excess[step] = float(squared_errors(search.neurons(), inputs, targets).mean()) / best - 1
+    assert excess[64] < 0.001
+    assert max(excess[step] for step in (32, 33, 34)) < 1.1 * excess[31]  # nor is it worse after a doubling
+    assert search.evaluations == 64 * 4
 
 
 def test_moments_in_parts_are_those_of_the_whole() -> None:
@@ -227,30 +246,258 @@ def test_moments_in_parts_are_those_of_the_whole() -> None:
 
 def test_mutation_learns_on_a_fixed_batch() -> None:
     inputs, targets = pairs(rows=1000, d=12)
-    config = LearnerConfig(search="mutation", activation="linear", steps=31, mutation=0.2, population=40)
-    _, report = fit(lambda _: (inputs, targets), None, config)
-    assert report.train_loss / optimum(inputs, targets) - 1 < 0.05
+    config = LearnerConfig(search="mutation", activation="linear", mutation=0.2, population=40)
+    search = open_stream(lambda _: (inputs, targets), config)
+    for _ in range(31):
+        search.step()
+    assert float(squared_errors(search.neurons(), inputs, targets).mean()) / optimum(inputs, targets) - 1 < 0.05
+    assert search.evaluations == 31 * 41
 
 
-@pytest.mark.parametrize("config", [
-    LearnerConfig(steps=6), LearnerConfig(search="directions", steps=3), LearnerConfig(search="stream", steps=9),
-    LearnerConfig(search="mutation", steps=9, population=5), LearnerConfig(rule="classic", steps=9, population=5),
-], ids=["sweeps", "directions", "stream", "mutation", "classic"])
-def test_resumed_is_uninterrupted(config: LearnerConfig, tmp_path: Path) -> None:
+# ---------------------------------------------------------------------------------------------------------------
+# A run: the one loop, resuming, freezing
+
+
+RULES = {"stream": LearnerConfig(search="stream"), "mutation": LearnerConfig(search="mutation", population=5),
+         "classic": LearnerConfig(rule="classic", population=5, mutate_below=0.6)}
+RUN = RunConfig(steps=9, save_every=4, validate_every=2, log_every=3, keep=9, device="cpu")
+
+
+def learn(folder: Path, config: LearnerConfig, run: RunConfig = RUN) -> tuple[LayerTask, dict[str, float]]:
+    """A run on minibatches of 100 of 500 rows, going on with what the folder holds."""
     inputs, targets = pairs(rows=600, d=8)
-    config = replace(config, batch_size=100, mutate_below=0.5, patience=0)
-    data = inputs[:500], targets[:500], config, (inputs[500:], targets[500:])
-    saved: list[Path] = []
+    task = LayerTask(minibatches(inputs[:500], targets[:500], 100, 0), config, (inputs[500:], targets[500:]))
+    return task, train(task, run, folder, launch_fabric(run), resume=furthest(folder), quiet=True)
 
-    def keep(state: dict[str, Tensor]) -> None:
-        saved.append(tmp_path / f"{len(saved)}.pt")
-        torch.save(state, saved[-1])
 
-    whole, report = fit(*data, checkpoint=keep)
-    state = torch.load(saved[config.steps // 2], weights_only=True)
-    again, resumed = fit(*data, state=state)
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
-    assert (report.history, report.trust, report.evaluations) == (resumed.history, resumed.trust, resumed.evaluations)
+def assert_equal(a: object, b: object) -> None:
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_resumed_is_uninterrupted(rule: str, tmp_path: Path) -> None:
+    config = replace(RULES[rule], patience=0)
+    whole, figures = learn(tmp_path / "whole", config)
+    shutil.copytree(tmp_path / "whole" / "step-4", tmp_path / "again" / "step-4")
+    again, resumed = learn(tmp_path / "again", config)
+    assert figures == resumed
+    states = [torch.load(tmp_path / run / "final" / "state.pt", weights_only=True) for run in ("whole", "again")]
+    assert_equal(states[0]["task"], states[1]["task"])
+    assert_equal(*(Neurons.load(tmp_path / run / "final" / "model.safetensors").state_dict()
+                   for run in ("whole", "again")))
+    rows = [[json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+            for run in ("whole", "again")]
+    assert [row for row in rows[0] if row["step"] > 4] == rows[1]
+    assert_equal(whole.search.state(), again.search.state())
+
+
+def test_a_run_freezes_by_held_out_loss_and_hands_out_the_best(tmp_path: Path) -> None:
+    inputs, targets = pairs(rows=60, d=30, noise=2.0)
+    held, read = pairs(rows=500, d=30, noise=2.0), []
+
+    def batch(position: int) -> PAIRS:
+        read.append(position)
+        return inputs, targets  # always the same few rows: the better they are fitted, the worse for others
+
+    config = LearnerConfig(search="stream", activation="linear", patience=3)
+    run = replace(RUN, steps=60, validate_every=1, save_every=1, keep=60)
+    figures = train(task := LayerTask(batch, config, held), run, tmp_path, launch_fabric(run), quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    r2 = [row["r2"] for row in rows if row["part"] == "validation"]
+    stopped = len(read) - 1  # one look at the first minibatch, for its scale
+    assert stopped < 30 and r2.index(max(r2)) == stopped - 4 and figures["frozen"] == 1
+    assert figures["best_r2"] == max(r2) > figures["r2"] and len(r2) == 60
+    for folder in ("best", "final"):
+        neurons = Neurons.load(tmp_path / folder / "model.safetensors")
+        loss = float(squared_errors(neurons, *held).mean())
+        assert 1 - loss / float(held[1].var(0, correction=0).mean()) == pytest.approx(max(r2), abs=1e-6)
+        said = json.loads((tmp_path / folder / "config.json").read_text())
+        assert said["training"]["best_step"] == stopped - 3 and said["learner"]["search"] == "stream"
+        assert said["training"]["step"] == (60 if folder == "final" else stopped - 3)
+    assert float(task.search.trust.mean()) > 0.5  # it rises while the held-out loss does
+    again = LayerTask(batch, config, held)
+    read.clear()
+    resumed = train(again, run, tmp_path / "again", launch_fabric(run), tmp_path / f"step-{stopped - 1}", quiet=True)
+    assert read == [0, stopped - 1] and resumed == figures  # one step more, and it is frozen
+
+
+def test_a_run_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    inputs, targets = pairs(rows=50)
+    fabric = launch_fabric(RUN)
+    with pytest.raises(UserError, match="--search stream"):
+        train(LayerTask(lambda _: (inputs, targets), LearnerConfig(), (inputs, targets)), RUN, tmp_path, fabric)
+    with pytest.raises(UserError, match=r"held-out inputs .*\(50, 3\).*\(N, 40\)"):
+        train(LayerTask(lambda _: (inputs, targets), RULES["stream"], (targets, targets)), RUN, tmp_path, fabric)
+    with pytest.raises(UserError, match="do not vary"):
+        LayerTask(lambda _: (inputs, targets), RULES["stream"], (inputs, targets * 0))
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Processes
+
+
+class Threads(Peers):
+    """Peers that are threads of this process."""
+
+    def __init__(self, rank: int, count: int, table: list, meet: threading.Barrier) -> None:
+        super().__init__()
+        self.rank, self.count, self.table, self.meet = rank, count, table, meet
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        self.table[self.rank] = tensor
+        self.meet.wait(30)
+        shown = [part.clone() for part in self.table]
+        self.meet.wait(30)
+        assert len({(part.shape, part.dtype) for part in shown}) == 1
+        return shown
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return torch.stack(self.gather(tensor)).sum(0)
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        return torch.cat(self.gather(tensor))
+
+
+def together(count: int, work: Callable[[Peers], object]) -> list:
+    """What each of `count` peers returns."""
+    table, meet, done = [None] * count, threading.Barrier(count), [None] * count
+
+    def run(rank: int) -> None:
+        try:
+            done[rank] = work(Threads(rank, count, table, meet))
+        except BaseException as failure:
+            done[rank] = failure
+            meet.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for failure in done:
+        if isinstance(failure, BaseException) and not isinstance(failure, threading.BrokenBarrierError):
+            raise failure
+    return done
+
+
+def several(batches: Batches, count: int) -> Batches:
+    """`count` minibatches as one."""
+    return lambda position: tuple(torch.cat(part) for part in zip(
+        *(batches(position * count + rank) for rank in range(count)), strict=True))
+
+
+def searched(batches: Batches, config: LearnerConfig, steps: int, peers: Peers | None = None) -> Minibatched:
+    search = open_stream(batches, config, peers or Peers())
+    for _ in range(steps):
+        search.step()
+    return search
+
+
+@pytest.mark.parametrize("activation", ["linear", "tanh"])
+def test_rows_spread_over_processes_are_the_rows_of_one(activation: str) -> None:
+    batches = minibatches(*pairs(rows=2000, d=12), 100, 0)
+    config = replace(RULES["stream"], activation=activation, headroom=1.5)
+    one = searched(several(batches, 3), config, 12)
+    many = together(3, lambda peers: searched(batches, config, 12, peers))
+    for search in many:
+        assert_equal(search.state(), many[0].state())
+        assert torch.allclose(search.neurons().weight, one.neurons().weight, rtol=1e-3, atol=1e-4)
+        assert search.train_loss == pytest.approx(one.train_loss, rel=1e-4)
+        assert (search.evaluations, search.position) == (one.evaluations, one.position)
+    assert not torch.allclose(searched(batches, config, 12).neurons().weight, one.neurons().weight, atol=1e-2)
+
+
+def test_classic_genomes_spread_over_processes_are_those_of_one() -> None:
+    batches = minibatches(*pairs(rows=2000, d=12), 50, 0)
+    one = searched(several(batches, 3), RULES["classic"], 6)
+    for search in together(3, lambda peers: searched(batches, RULES["classic"], 6, peers)):
+        assert torch.equal(search.trust, one.trust) and torch.equal(search.weights, one.weights)
+        assert torch.allclose(search.losses_before, one.losses_before) and search.evaluations == 30
+
+
+def test_a_population_spread_over_processes_takes_each_neurons_best_island() -> None:
+    batches = minibatches(*pairs(rows=2000, d=12), 200, 0)
+    config = LearnerConfig(search="mutation", activation="linear", mutation=0.2, population=11)
+    seen: dict[int, list[Tensor]] = {}
+
+    def work(peers: Peers) -> Minibatched:
+        search = searched(batches, config, 3, peers)
+        evolve = search._evolve
+
+        def watched(*given: Tensor) -> tuple[Tensor, ...]:
+            found = evolve(*given)
+            seen.setdefault(peers.rank, []).extend([found[0], (found[2] != 0).any(1).nonzero().flatten()])
+            return found
+
+        search._evolve = watched
+        inputs, targets = several(batches, 3)(3)
+        before = search.losses(search.sums_of(inputs, search.weight, search.bias), search.goals_of(targets))
+        search.step()
+        after = search.losses(search.sums_of(inputs, search.weight, search.bias), search.goals_of(targets))
+        assert bool((after <= before * (1 + 1e-6)).all())
+        return search, after
+
+    done = together(3, work)
+    best = torch.stack([seen[rank][0] for rank in range(3)]).amin(0)
+    for search, after in done:
+        assert_equal(search.state(), done[0][0].state())
+        assert torch.allclose(after, best, rtol=1e-5)
+        assert search.evaluations == 4 * (3 + 11)
+    tried = [set(seen[rank][1].tolist()) for rank in range(3)]  # each island has children of its own
+    assert tried[0] <= set(range(3)) and tried[1] <= set(range(3, 7)) and tried[2] <= set(range(7, 11))
+
+
+def test_minibatches_of_several_sizes_are_refused() -> None:
+    inputs, targets = pairs(rows=20)
+    with pytest.raises(UserError, match=r"have \[10, 11\] rows"):
+        together(2, lambda peers: open_stream(lambda i: (inputs[: 10 + i], targets[: 10 + i]), RULES["stream"], peers))
+
+
+def test_two_real_processes_learn_one_layer(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, __file__, str(tmp_path)], env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    states = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    assert_equal(*states)
+    assert states[0]["sum"].tolist() == [3, 30] and states[0]["gathered"].tolist() == [[1, 10], [2, 20]]
+    inputs, targets = pairs(rows=600, d=8)
+    one = LayerTask(several(minibatches(inputs[:500], targets[:500], 100, 0), 2), RULES["stream"],
+                    (inputs[500:], targets[500:]))
+    figures = train(one, RUN, tmp_path / "one", launch_fabric(RUN), quiet=True)
+    assert states[0]["figures"]["r2"] == pytest.approx(figures["r2"], rel=1e-4)
+    final = Neurons.load(tmp_path / "run" / "final" / "model.safetensors")
+    assert torch.allclose(final.weight, one.chosen.best.weight, rtol=1e-3, atol=1e-4)
+    assert furthest(tmp_path / "run") == tmp_path / "run" / "final" and (tmp_path / "run" / "log.jsonl").exists()
+
+
+def one_of_two(folder: Path, rank: int, port: int) -> int:
+    """A child that is one of two processes, as torchrun starts them."""
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(1)
+        os.environ.update({
+            "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
+            "TORCHELASTIC_USE_AGENT_STORE": "False", "TORCHELASTIC_RESTART_COUNT": "0",
+            "TORCHELASTIC_MAX_RESTARTS": "0"})
+        peers, mine = Peers(launch_fabric(RUN)), torch.tensor([rank + 1, 10 * rank + 10])
+        found = {"sum": peers.sum(mine), "gathered": torch.stack(peers.gather(mine))}
+        task, figures = learn(folder / "run", RULES["stream"])
+        torch.save({**found, "figures": figures, "state": task.state()}, folder / f"rank{rank}.pt")
+        os._exit(0)
+    return pid
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Held-out loss, ranges, files, stacks
 
 
 def test_held_out_loss_freezes_and_chooses() -> None:
@@ -355,14 +602,23 @@ def test_bad_shapes_give_one_sentence_with_both() -> None:
             call()
     with pytest.raises(UserError, match=r"Dimension mismatch: .*\(…, 40\).*\(10, 3\)"):
         fit_linear(inputs, targets)[0](targets)
-    with pytest.raises(UserError, match=r"Dimension mismatch: the held-out inputs .*\(10, 3\).*\(10, 40\)"):
+    with pytest.raises(UserError, match=r"Dimension mismatch: the held-out inputs .*\(10, 3\).*\(N, 40\)"):
         fit(inputs, targets, held_out=(targets, targets))
     with pytest.raises(UserError, match=r"Dimension mismatch: .*\(3, 40\).*bias.*\(2,\)"):
         Neurons(torch.zeros(3, 40), torch.zeros(2))
     with pytest.raises(UserError, match="not finite"):
         fit_linear(inputs, targets * torch.nan)
-    with pytest.raises(UserError, match="--search stream"):
-        fit(lambda _: (inputs, targets))
     with pytest.raises(ValueError, match="--headroom"):
         LearnerConfig(headroom=0)
     assert scale_targets(targets, "linear").clipped_share == 0
+
+
+if __name__ == "__main__":
+    import lightning_fabric  # noqa: F401  # before the children are forked, so that it is paid for once
+    import torch.utils.tensorboard  # noqa: F401
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    children = [one_of_two(Path(sys.argv[1]), rank, free) for rank in range(2)]
+    sys.exit(max(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in children))

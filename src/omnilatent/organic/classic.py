@@ -7,6 +7,8 @@ A genome's trust rises by `trust_up` when its loss on a minibatch is below its o
 with anything on the same data, and a mutation that hurts is not taken back, so the search is a random walk. On changing
 minibatches a loss falls as often as it rises, so +0.01/−0.005 drifts upwards, mutation stops, and what is left is the
 best of the genomes as they were drawn; so does +0.1/−0.05, ten times sooner.
+
+Of several processes each has the loss of its share of the genomes taken; the rest is the same on all of them.
 """
 
 from __future__ import annotations
@@ -16,42 +18,54 @@ from torch import Tensor
 
 from .config import LearnerConfig
 from .neurons import Neurons, TargetScale
-from .search import Batches, Search, generator
+from .peers import ALONE, Peers
+from .search import Batches, Minibatched, generator
 
 
-class Classic(Search):
+class Classic(Minibatched):
     """Genomes `(g, k, d)` and `(g, k)`; `trust` and `losses_before`, each `(g,)`, are of genomes here."""
 
-    STATE = ("weights", "biases", "trust", "losses_before", "position")
+    STATE = ("weights", "biases", "trust", "centre", "losses_before")
 
-    def __init__(self, batches: Batches, scale: TargetScale, centre: Tensor, config: LearnerConfig) -> None:
-        super().__init__(len(centre), scale, config.activation, centre, config.trust_start)
-        self.batches, self.config = batches, config
+    def __init__(self, batches: Batches, scale: TargetScale, centre: Tensor, config: LearnerConfig,
+                 peers: Peers = ALONE) -> None:
+        super().__init__(batches, scale, centre, config, peers)
         g, k, d = config.population, *self.weight.shape
-        self.weights = torch.randn(g, k, d, generator=generator("genomes", config.seed)) * config.mutation
-        self.biases = torch.zeros(g, k)
-        self.trust = torch.full((g,), config.trust_start, dtype=torch.float64)
-        self.losses_before = torch.full((g,), torch.inf, dtype=torch.float64)
-        self.position = torch.tensor(0)
+        self.weights = self._noise("genomes", g, k, d)
+        self.biases = centre.new_zeros(g, k)
+        self.trust = torch.full((g,), config.trust_start, dtype=torch.float64, device=centre.device)
+        self.losses_before = torch.full_like(self.trust, torch.inf)
 
-    def step(self) -> None:
-        """One minibatch: trust of all genomes, then the mutations of those that have little."""
-        inputs, targets = self.batches(int(self.position))
-        goals, config = self.goals_of(targets), self.config
-        sums = self.sums_of(inputs, self.weights.flatten(0, 1), self.biases.flatten())  # (n, g k)
-        now = self.losses(sums, goals.repeat(1, len(self.weights))).unflatten(0, self.biases.shape)  # (g, k)
-        now = (now * self.scale.scale.double().square()).mean(1)
+    def adapt(self, inputs: Tensor, goals: Tensor) -> None:
+        """Trust of all genomes, then the mutations of those that have little."""
+        config, now = self.config, torch.zeros_like(self.trust)
+        own = self.peers.share(len(now))
+        if own:
+            now[own.start:own.stop] = self._losses(inputs, goals, slice(own.start, own.stop))
+        now = self.peers.sum(now)
         rise = torch.where(self.losses_before.isfinite(), now - self.losses_before, 0.0)
         up, down = (rise < -config.epsilon), (rise > config.epsilon)
         self.trust = (self.trust + config.trust_up * up - config.trust_down * down).clamp(0, 1)
         mutating = (self.trust < config.mutate_below).float()
-        noise = generator("mutations", config.seed, int(self.position))
-        self.weights += torch.randn(self.weights.shape, generator=noise) * config.mutation * mutating[:, None, None]
-        self.biases += torch.randn(self.biases.shape, generator=noise) * config.mutation * mutating[:, None]
+        g, k, d = self.weights.shape
+        noise = self._noise("mutations", g, k, d + 1) * mutating[:, None, None]
+        self.weights += noise[..., :d]
+        self.biases += noise[..., d]
         self.losses_before = now
         self.evaluations += len(now)
-        self.position += 1
         self.train_loss = float(now.min())
+
+    def _losses(self, inputs: Tensor, goals: Tensor, own: slice) -> Tensor:
+        """The loss of some genomes, in the targets' units."""
+        weights, biases = self.weights[own], self.biases[own]
+        sums = self.sums_of(inputs, weights.flatten(0, 1), biases.flatten())  # (n, g k)
+        losses = self.losses(sums, goals.repeat(1, len(weights))).unflatten(0, biases.shape)  # (g, k)
+        return (losses * self.scale.scale.double().square()).mean(1)
+
+    def _noise(self, purpose: str, *shape: int) -> Tensor:
+        """As large as mutations are, the same on all processes."""
+        draw = generator(purpose, self.config.seed, self.position)
+        return torch.randn(shape, generator=draw).to(self.centre.device) * self.config.mutation
 
     def neurons(self) -> Neurons:
         """The genome whose loss was lowest on the latest minibatch: loss, not trust, is the metric."""

@@ -28,15 +28,17 @@ class LearnerConfig:
     whiten: bool = True
     """Of directions: the retina's whitened axes; otherwise random ones made conjugate by their activations."""
     steps: int = 20
-    """Sweeps, or minibatches, at most."""
-    patience: int = 3
-    """Validations without a lower held-out loss after which the weights are frozen; 0: never."""
+    """Sweeps, or minibatches, at most. In a run (layer_task) the run's own setting counts, here and in the next."""
     validate_every: int = 1
     """Sweeps, or minibatches, between looks at the held-out loss."""
+    patience: int = 3
+    """Looks without a lower held-out loss after which the weights are frozen; 0: never."""
     batch_size: int = 4096
-    """Rows of a minibatch, for stream, mutation and classic; several times the number of inputs."""
+    """Rows of a minibatch that is drawn from tensors, for stream, mutation and classic; several times the number of
+    inputs."""
     population: int = 40
-    """Genomes: of classic those that live side by side, of mutation the children tried on each minibatch."""
+    """Genomes, over all processes: of classic those that live side by side, of mutation the children tried on each
+    minibatch."""
     trust_up: float = 0.01
     """What a success adds to trust."""
     trust_down: float = 0.005
@@ -51,6 +53,11 @@ class LearnerConfig:
     """Standard deviation of a mutation: of classic per weight, of mutation the first step in whitened units."""
     seed: int = 0
     """Of directions, mutations and minibatches."""
+
+    @property
+    def minibatched(self) -> bool:
+        """Whether the search reads one minibatch after the other, instead of its data again and again."""
+        return self.rule == "classic" or self.search in ("stream", "mutation")
 
     def __post_init__(self) -> None:
         check_least(self, 1, "steps", "validate_every", "batch_size", "population")

@@ -31,8 +31,6 @@ _ROUNDING = 1e-5  # length of an activation, as a share of what it was, below wh
 class Directions(Search):
     """The search for one layer on fixed data. `sweeps` counts those done."""
 
-    STATE = (*Search.STATE, "sweeps")
-
     def __init__(
         self, inputs: Tensor, targets: Tensor, activation: Activation = "linear", *, whiten: bool = True,
         headroom: float = 3.0, axes: Axes | None = None, trust: float = 0.5, trust_up: float = 0.01,
@@ -45,7 +43,7 @@ class Directions(Search):
             raise UserError("The inputs or targets hold values that are not finite: mend or leave out those rows.")
         self.inputs, self.goals, self.seed = inputs.float() - centre, self.goals_of(targets), seed
         self.trust_up, self.trust_down = trust_up, trust_down
-        self.sweeps = torch.tensor(0)
+        self.sweeps = 0
         self._white = (axes or principal_axes(inputs)).whitening().float() if whiten else None  # (d, r)
         if activation == "tanh":
             self.start_from_inverse()
@@ -56,7 +54,7 @@ class Directions(Search):
         loss = self.losses(sums, self.goals)
         self.evaluations += 1
         directions, activations = self._directions()
-        loss = self._probe(sums, loss, torch.ones(len(sums)), None)
+        loss = self._probe(sums, loss, sums.new_ones(len(sums)), None)
         for j in range(directions.shape[1]):
             loss = self._probe(sums, loss, activations[j], directions[:, j])
         self.sweeps += 1
@@ -67,7 +65,7 @@ class Directions(Search):
         if self._white is not None:
             return self._white, (self.inputs @ self._white).mT.contiguous()
         d = self.inputs.shape[1]
-        made = torch.randn(d, d, generator=generator("directions", self.seed, int(self.sweeps)))
+        made = torch.randn(d, d, generator=generator("directions", self.seed, self.sweeps)).to(self.inputs.device)
         raw, kept = (self.inputs @ made).mT.contiguous(), 0  # (d, N); the first `kept` rows and columns are done
         for j in range(d):
             vector, activation = made[:, j].clone(), raw[j].clone()
@@ -89,7 +87,7 @@ class Directions(Search):
         tanh neuron close by, where its loss is nearly a parabola; its step is at most 1.
         """
         a, linear = activation[:, None], self.activation == "linear"  # (N, 1)
-        h = loss.sqrt().float().clamp(min=1e-6) if linear else torch.full((len(loss),), _CLOSE)  # (k,)
+        h = loss.sqrt().float().clamp(min=1e-6) if linear else sums.new_full(loss.shape, _CLOSE)  # (k,)
         ahead, behind = (self.losses(torch.addcmul(sums, a, t), self.goals) for t in (h, -h))
         self.evaluations += 2
         bend = (ahead + behind - 2 * loss) / 2

@@ -1,8 +1,9 @@
-"""One way in: fit one layer of neurons by the rule that the configuration names.
+"""One way in for data at hand: fit one layer of neurons by the rule that the configuration names.
 
-- `fit`: tensors, which may be memory-mapped, or minibatches by their position.
+- `fit`: tensors, which may be memory-mapped. For data that come in minibatches there is `layer_task`.
 - `fit_headrooms`: the same for several ranges of tanh, of which each output neuron takes its own.
-- `open_search`: the search that a configuration stands for.
+- `open_search`, `open_stream`: the search that a configuration stands for, on tensors and on minibatches.
+- `Chosen`: which weights to hand out and when to freeze.
 
     neurons, report = fit(inputs, targets, LearnerConfig(activation="tanh"), held_out=(more_inputs, more_targets))
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -25,55 +26,51 @@ from .classic import Classic
 from .config import LearnerConfig
 from .directions import Directions
 from .neurons import Neurons, TargetScale, check_pairs, chunks, scale_targets, squared_errors
+from .peers import ALONE, Peers
 from .probes import Sweeps
 from .report import FitReport
-from .search import Batches, Search, minibatches
+from .search import Batches, Minibatched, Search, minibatches
 from .streaming import Mutation, Stream
-
-State = dict[str, Tensor]
 
 
 def fit(
-    inputs: Tensor | Batches, targets: Tensor | None = None, config: LearnerConfig | None = None,
-    held_out: tuple[Tensor, Tensor] | None = None, *, state: State | None = None,
-    checkpoint: Callable[[State], None] | None = None,
+    inputs: Tensor, targets: Tensor, config: LearnerConfig | None = None,
+    held_out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Neurons, FitReport]:
     """Fit one layer of neurons.
 
     Args:
-        inputs: `(N, d)`; or a function of the position, from 0, that returns a minibatch `(n, d)` and `(n, k)`, with
-            `targets` None. Such a function works with `search="stream"` or `"mutation"` and the rule classic; the
-            targets' scale is then taken from its minibatch 0.
+        inputs: `(N, d)` in any units.
         targets: `(N, k)` in any units.
         held_out: inputs and targets that are not fitted. Without them all steps are taken and the last weights count.
-        state: what `checkpoint` was given, to go on from, with the same data and settings. Going on and going through
-            are bit-equal.
-        checkpoint: called with the state after every look at the held-out data, as tensors that may be saved.
 
     Returns:
         Neurons in the targets' units, and the report.
 
     Raises:
-        UserError: the shapes do not fit each other, or the search needs data that it can read again.
+        UserError: the shapes do not fit each other.
     """
     config = config or LearnerConfig()
     begin = time.perf_counter()
+    check_pairs(inputs, targets)
     if held_out is not None:
-        check_pairs(*held_out, names="held-out inputs and targets")
-        if isinstance(inputs, Tensor) and targets is not None:
-            _check_widths(inputs, targets, held_out)
+        check_held_out(held_out, inputs.shape[1], targets.shape[1])
     search = open_search(inputs, targets, config)
-    course = _Course(search)
-    if state is not None:
-        course.load_state(state)
-    while int(course.steps) < config.steps and not course.frozen(config):
+    chosen, history = Chosen(search.neurons(), config.patience), []
+    for step in range(1, config.steps + 1):
         search.step()
-        course.steps += 1
-        if int(course.steps) % config.validate_every == 0 or int(course.steps) == config.steps:
-            course.look(held_out)
-            if checkpoint is not None:
-                checkpoint(course.state())
-    return course.finish(inputs, targets, held_out, time.perf_counter() - begin)
+        if step % config.validate_every == 0 or step == config.steps:
+            neurons = search.neurons()
+            held = None if held_out is None else float(squared_errors(neurons, *held_out).mean())
+            history.append((search.evaluations, search.train_loss, held))
+            chosen.look(neurons, None if held is None else -held)
+            if chosen.frozen:
+                break
+    losses = squared_errors(chosen.best, inputs, targets)
+    return chosen.best, FitReport(
+        train_loss=float(losses.mean()), held_out_loss=None if held_out is None else -chosen.highest,
+        neuron_losses=tuple(losses.tolist()), evaluations=search.evaluations, seconds=time.perf_counter() - begin,
+        trust=tuple(search.trust.tolist()), clipped_share=search.scale.clipped_share, history=tuple(history))
 
 
 def fit_headrooms(
@@ -103,91 +100,77 @@ def fit_headrooms(
         clipped_share=beyond / targets.numel() if config.activation == "tanh" else 0.0)
 
 
-def open_search(inputs: Tensor | Batches, targets: Tensor | None, config: LearnerConfig) -> Search:
-    """The search for the configuration's rule, before its first step."""
-    trust = {"trust": config.trust_start, "trust_up": config.trust_up, "trust_down": config.trust_down}
-    batched = config.rule == "classic" or config.search in ("stream", "mutation")
-    if isinstance(inputs, Tensor):
-        if targets is None:
-            raise UserError("The inputs are a tensor, so targets (N, k) must be given as well.")
-        check_pairs(inputs, targets)
-        if not batched:
-            if config.search == "sweeps":
-                return Sweeps(inputs, targets, config.activation, ridge=config.ridge, headroom=config.headroom, **trust)
-            return Directions(inputs, targets, config.activation, whiten=config.whiten, headroom=config.headroom,
-                              seed=config.seed, **trust)
-        batches, first = minibatches(inputs, targets, config.batch_size, config.seed), (inputs, targets)
-    elif not batched:
-        raise UserError(f"--search {config.search} reads its data again and again: give it tensors, or take "
-                        "--search stream for minibatches.")
-    else:
-        batches, first = inputs, inputs(0)
-        check_pairs(*first, names="the inputs and targets of minibatch 0")
-    scale: TargetScale = scale_targets(first[1], config.activation, config.headroom)
-    kind = Classic if config.rule == "classic" else Stream if config.search == "stream" else Mutation
-    return kind(batches, scale, first[0].mean(0, dtype=torch.float32), config)
+class Chosen:
+    """The neurons to hand out: the best so far by a figure of held-out rows, or the latest where there is none.
 
+    Args:
+        best: what to hand out before the first look.
+        patience: looks without a higher figure after which they are `frozen`; 0: never.
+    """
 
-class _Course:
-    """How far a fit has come, and the best neurons so far by the held-out loss (without one: the latest)."""
+    def __init__(self, best: Neurons, patience: int) -> None:
+        self.best, self.patience = best, patience
+        self.highest, self.stale = -math.inf, 0
 
-    def __init__(self, search: Search) -> None:
-        self.search, self.best = search, search.neurons()
-        self.steps, self.stale = torch.tensor(0), torch.tensor(0)
-        self.lowest = torch.tensor(math.inf, dtype=torch.float64)
-        self.history = torch.zeros(0, 3, dtype=torch.float64)  # evaluations, training loss, held-out loss or nan
+    @property
+    def frozen(self) -> bool:
+        return 0 < self.patience <= self.stale
 
-    def frozen(self, config: LearnerConfig) -> bool:
-        return 0 < config.patience <= int(self.stale)
-
-    def look(self, held_out: tuple[Tensor, Tensor] | None) -> None:
-        neurons, loss = self.search.neurons(), math.nan
-        if held_out is None:
+    def look(self, neurons: Neurons, figure: float | None) -> None:
+        """Take them if the figure is the highest so far (higher is better), or None."""
+        if figure is None:
             self.best = neurons
+        elif figure > self.highest:
+            self.best, self.highest, self.stale = neurons, figure, 0
         else:
-            loss = float(squared_errors(neurons, *held_out).mean())
-            if loss < float(self.lowest):
-                self.best, self.lowest, self.stale = neurons, torch.tensor(loss).double(), torch.tensor(0)
-            else:
-                self.stale += 1
-        row = torch.tensor([[self.search.evaluations, self.search.train_loss, loss]], dtype=torch.float64)
-        self.history = torch.cat([self.history, row])
-
-    def state(self) -> State:
-        own = {name: getattr(self, name).clone() for name in ("steps", "stale", "lowest", "history")}
-        return own | {f"search.{name}": value for name, value in self.search.state().items()} | {
-            f"best.{name}": value.clone() for name, value in self.best.state_dict().items()}
-
-    def load_state(self, state: State) -> None:
-        for name in ("steps", "stale", "lowest", "history"):
-            setattr(self, name, state[name].clone())
-        parts: dict[str, State] = {"search": {}, "best": {}}
-        for name, value in state.items():
-            part, _, rest = name.partition(".")
-            if rest:
-                parts[part][rest] = value
-        self.search.load_state(parts["search"])
-        self.best.load_state_dict(parts["best"])
-
-    def finish(self, inputs: Tensor | Batches, targets: Tensor | None, held_out: tuple[Tensor, Tensor] | None,
-               seconds: float) -> tuple[Neurons, FitReport]:
-        """The neurons to hand out, and the report. On a stream the training loss is that of the latest minibatch."""
-        if isinstance(inputs, Tensor):
-            losses = squared_errors(self.best, inputs, targets)
-        else:
-            losses = squared_errors(self.best, *inputs(int(self.steps) - 1))
-        held = None if held_out is None else float(squared_errors(self.best, *held_out).mean())
-        report = FitReport(
-            train_loss=float(losses.mean()), held_out_loss=held, neuron_losses=tuple(losses.tolist()),
-            evaluations=self.search.evaluations, seconds=seconds, trust=tuple(self.search.trust.tolist()),
-            clipped_share=self.search.scale.clipped_share)
-        history = tuple((int(done), loss, None if math.isnan(held) else held)
-                        for done, loss, held in self.history.tolist())
-        return self.best, replace(report, history=history)
+            self.stale += 1
 
 
-def _check_widths(inputs: Tensor, targets: Tensor, held_out: tuple[Tensor, Tensor]) -> None:
-    for name, given, held in (("inputs", inputs, held_out[0]), ("targets", targets, held_out[1])):
-        if given.dim() == 2 and given.shape[1] != held.shape[1]:
-            raise UserError(f"Dimension mismatch: the held-out {name} have shape {tuple(held.shape)}, the fitted ones "
-                            f"{tuple(given.shape)}.")
+def open_search(inputs: Tensor, targets: Tensor, config: LearnerConfig) -> Search:
+    """The search for the configuration's rule on tensors, before its first step."""
+    check_pairs(inputs, targets)
+    trust = {"trust": config.trust_start, "trust_up": config.trust_up, "trust_down": config.trust_down}
+    if not config.minibatched and config.search == "sweeps":
+        return Sweeps(inputs, targets, config.activation, ridge=config.ridge, headroom=config.headroom, **trust)
+    if not config.minibatched:
+        return Directions(inputs, targets, config.activation, whiten=config.whiten, headroom=config.headroom,
+                          seed=config.seed, **trust)
+    batches = minibatches(inputs, targets, config.batch_size, config.seed)
+    scale = scale_targets(targets, config.activation, config.headroom)
+    return _kind(config)(batches, scale, inputs.mean(0, dtype=torch.float32), config)
+
+
+def open_stream(batches: Batches, config: LearnerConfig, peers: Peers = ALONE) -> Minibatched:
+    """The search for the configuration's rule on minibatches, before its first step.
+
+    The centre of the inputs and the scale of the targets are those of the first step's rows, of all processes.
+
+    Raises:
+        UserError: the search reads its data again and again, the shapes do not fit each other, or the processes'
+            minibatches differ in size.
+    """
+    if not config.minibatched:
+        raise UserError(f"--search {config.search} reads its data again and again: give it tensors (learner.fit), or "
+                        "take --search stream for minibatches.")
+    inputs, targets = batches(peers.rank)
+    check_pairs(inputs, targets, names=f"the inputs and targets of minibatch {peers.rank}")
+    sizes = [int(size) for size in peers.gather(torch.tensor(len(inputs), device=inputs.device))]
+    if len(set(sizes)) > 1:
+        raise UserError(f"The processes' first minibatches have {sizes} rows: all minibatches must be of one size.")
+    scale = scale_targets(peers.rows(targets).cpu(), config.activation, config.headroom)
+    scale = TargetScale(scale.scale.to(inputs.device), scale.shift.to(inputs.device), scale.clipped_share)
+    centre = peers.sum(inputs.sum(0, dtype=torch.float64)) / sum(sizes)
+    return _kind(config)(batches, scale, centre.float(), config, peers)
+
+
+def check_held_out(held_out: tuple[Tensor, Tensor], inputs: int, targets: int) -> None:
+    """Raise a sentence with both widths where held-out rows are not pairs, or not as wide as those that are fitted."""
+    check_pairs(*held_out, names="held-out inputs and targets")
+    for name, width, held in (("inputs", inputs, held_out[0]), ("targets", targets, held_out[1])):
+        if held.shape[1] != width:
+            raise UserError(f"Dimension mismatch: the held-out {name} have shape {tuple(held.shape)}; those that are "
+                            f"fitted are (N, {width}).")
+
+
+def _kind(config: LearnerConfig) -> type[Minibatched]:
+    return Classic if config.rule == "classic" else Stream if config.search == "stream" else Mutation

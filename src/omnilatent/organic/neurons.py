@@ -51,8 +51,8 @@ class Neurons(nn.Module):
         if weight.dim() != 2:
             raise UserError(f"Dimension mismatch: the weight has shape {tuple(weight.shape)}, expected is (k, d).")
         k = weight.shape[0]
-        parts = {"bias": bias, "scale": torch.ones(k) if scale is None else scale,
-                 "shift": torch.zeros(k) if shift is None else shift}
+        one = weight.new_ones(k)
+        parts = {"bias": bias, "scale": one if scale is None else scale, "shift": one * 0 if shift is None else shift}
         for name, value in parts.items():
             if value.shape != (k,):
                 raise UserError(f"Dimension mismatch: the weight has shape {tuple(weight.shape)}, so {name} must be "

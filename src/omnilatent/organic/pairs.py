@@ -80,12 +80,12 @@ def draw_pairs(
 
 def _pairs(seen: Tensor, targets: Tensor, count: int, generator: torch.Generator, steepest: float
            ) -> tuple[Tensor, Tensor]:
-    first, second = torch.randint(len(seen), (2, _DRAWS * count), generator=generator)
+    first, second = torch.randint(len(seen), (2, _DRAWS * count), generator=generator).to(seen.device)
     apart = (seen[first] - seen[second]).norm(dim=1).clamp(min=1e-3)
     differ = (targets[first] - targets[second]).norm(dim=1)
-    taken = torch.multinomial(differ / apart + 1e-12, count, generator=generator)
+    taken = torch.multinomial((differ / apart + 1e-12).cpu(), count, generator=generator).to(seen.device)
     first, second, apart = first[taken], second[taken], apart[taken, None]
-    slope = _SLOPE * (1 + (steepest - 1) * torch.rand(count, 1, generator=generator))
+    slope = _SLOPE * (1 + (steepest - 1) * torch.rand(count, 1, generator=generator).to(seen.device))
     weight = slope * (seen[first] - seen[second]) / apart.square()
     return weight, -(weight * (seen[first] + seen[second]) / 2).sum(1)
 

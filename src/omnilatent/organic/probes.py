@@ -82,8 +82,6 @@ class Sweeps(Search):
     rises by `trust_up` with every step taken and falls by `trust_down` with every step that did not lower the loss.
     """
 
-    STATE = (*Search.STATE, "length", "last_direction", "last_bias", "last_fall", "last_fall_bias")
-
     def __init__(
         self, inputs: Tensor, targets: Tensor, activation: Activation = "linear", *, ridge: float = 0.0,
         headroom: float = 3.0, axes: Axes | None = None, scale: TargetScale | None = None, trust: float = 0.5,
@@ -137,10 +135,9 @@ class Sweeps(Search):
 
     def _forget(self) -> None:
         """Begin without a last direction and a known length of step."""
-        k, d = self.weight.shape
-        self.length = torch.zeros(k, dtype=torch.float64)
-        self.last_direction, self.last_bias = torch.zeros(k, d), torch.zeros(k)
-        self.last_fall, self.last_fall_bias = torch.zeros(k, d), torch.zeros(k)
+        self.length = torch.zeros_like(self.bias, dtype=torch.float64)
+        self.last_direction, self.last_bias = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
+        self.last_fall, self.last_fall_bias = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
 
     def _losses_at(self, step: Tensor, sums: Tensor, moves: Tensor, direction: Tensor) -> Tensor:
         """The loss of each neuron, `(k,)` fp64, at `step` `(k,)` along its direction: a forward evaluation."""

@@ -38,26 +38,37 @@ class Axes:
 
 
 class Moments:
-    """Number, sum and second moment of inputs `(n, d)` that come in parts, about the mean of the first part."""
+    """Number, sum and second moments of inputs `(n, d)` that come in parts, in any order and in any process."""
 
-    def __init__(self, d: int) -> None:
-        self.count = torch.tensor(0.0, dtype=torch.float64)
-        self.centre, self.sum = torch.zeros(2, d, dtype=torch.float64)
-        self.second = torch.zeros(d, d, dtype=torch.float64)
+    NAMES = ("count", "sum", "second")
+
+    def __init__(self, d: int, device: torch.device | str = "cpu") -> None:
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.sum = torch.zeros(d, dtype=torch.float64, device=device)
+        self.second = torch.zeros(d, d, dtype=torch.float64, device=device)
 
     def add(self, inputs: Tensor) -> None:
-        if not self.count:
-            self.centre = inputs.float().mean(0).double()
-        near = inputs.float() - self.centre.float()
-        for rows in chunks(near):
-            self.second += near[rows].mT @ near[rows]  # fp32 within a chunk, fp64 between chunks
-        self.sum += near.sum(0, dtype=torch.float64)
-        self.count += len(inputs)
+        for rows in chunks(inputs):
+            part = inputs[rows].float()
+            mean = part.mean(0)
+            near = part - mean  # products about the chunk's own mean: fp32 within a chunk, fp64 between chunks
+            self.second += near.mT @ near
+            mean = mean.double()
+            rest = near.sum(0, dtype=torch.float64)  # what rounding leaves of 0
+            self.second += len(part) * torch.outer(mean, mean) + torch.outer(mean, rest) + torch.outer(rest, mean)
+            self.sum += len(part) * mean + rest
+            self.count += len(part)
+
+    def part(self, inputs: Tensor) -> Moments:
+        """Those of some of the inputs, by their indices."""
+        found = Moments(0)
+        found.count, found.sum, found.second = self.count, self.sum[inputs], self.second[inputs][:, inputs]
+        return found
 
     def axes(self, floor: float = 1e-7) -> Axes:
         """The principal axes; those with less than `floor` of the largest variance are left out."""
-        offset = self.sum / self.count
-        mean, second = self.centre.float() + offset, self.second / self.count - offset[:, None] * offset
+        mean = self.sum / self.count
+        second = self.second / self.count - mean[:, None] * mean
         spread = second.diagonal().clamp(min=0).sqrt()
         varies = spread > 1e-6 * mean.abs()  # else rounding of a constant
         spread = torch.where(varies & (spread > 0), spread, 1.0)
@@ -67,18 +78,17 @@ class Moments:
         return Axes(mean, spread, axes[:, kept], variances[kept])
 
     def state(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).clone() for name in ("count", "centre", "sum", "second")}
+        return {name: getattr(self, name).clone() for name in self.NAMES}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value.clone())
+        for name in self.NAMES:
+            setattr(self, name, state[name].clone())
 
 
 def principal_axes(inputs: Tensor, floor: float = 1e-7) -> Axes:
     """Principal axes of inputs `(N, d)`, read once in chunks; N·d² multiplications."""
-    moments = Moments(inputs.shape[1])
-    for rows in chunks(inputs):
-        moments.add(inputs[rows])
+    moments = Moments(inputs.shape[1], inputs.device)
+    moments.add(inputs)
     return moments.axes(floor)
 
 
@@ -116,17 +126,16 @@ def fit_principal(inputs: Tensor, size: int, whiten: bool = True, **identity: An
 
     Inputs are not standardised first: those of one unit, such as pixels, keep their weights.
     """
-    moments = Moments(inputs.shape[1])
-    for rows in chunks(inputs):
-        moments.add(inputs[rows])
-    offset = moments.sum / moments.count
-    variances, axes = torch.linalg.eigh(moments.second / moments.count - offset[:, None] * offset)
+    moments = Moments(inputs.shape[1], inputs.device)
+    moments.add(inputs)
+    mean = moments.sum / moments.count
+    variances, axes = torch.linalg.eigh(moments.second / moments.count - mean[:, None] * mean)
     variances, axes = variances.flip(0)[:size], axes.flip(1)[:, :size]
     if size > int((variances > 1e-7 * variances[0]).sum()):
         raise UserError(f"The retina is to have {size} components, but inputs of shape {tuple(inputs.shape)} vary "
                         f"along {int((variances > 1e-7 * variances[0]).sum())} axes only: ask for fewer.")
     projection = axes / variances.sqrt() if whiten else axes
-    return Retina(moments.centre + offset, projection, {"kind": "principal", "whitened": whiten, **identity})
+    return Retina(mean, projection, {"kind": "principal", "whitened": whiten, **identity})
 
 
 def area_retina(channels: int, side: int, cells: int, **identity: Any) -> Retina:

@@ -5,100 +5,95 @@
 
 Both compare only losses on the same minibatch (common random numbers): what a neuron takes must be better there than
 what it has. Inputs are whitened by the principal axes of those seen so far, renewed whenever the number of minibatches
-has doubled, until 40 d rows were seen. What is handed out is the mean of the weights since then, in which the noise of single minibatches cancels
-(Polyak & Juditsky 1992), so that on a stream of n rows the excess over least squares falls as d/n.
+has doubled, until 40 d rows were seen. What is handed out is a mean of all weights so far, in which the noise of single
+minibatches cancels (Polyak & Juditsky 1992), so that on a stream of n rows the excess over least squares falls as d/n.
+The weights after the t-th minibatch count about as t², so that the first ones are soon forgotten (polynomial-decay
+averaging, Shamir & Zhang 2013, with η = 2).
 
 `Stream` takes half of the step to the vertex of the parabola, since the whole step fits the minibatch's noise. It needs
-minibatches of a few d rows.
+minibatches of a few d rows. Processes spread the rows: what they find is, but for rounding, what one finds on all rows.
 
 `Mutation` tries `population` mutations on each minibatch one after the other. One direction is drawn for all neurons,
 since its activations are then made once; each neuron's child goes along it by its own step, which grows by e^(1/3) with
 a success and shrinks by e^(−1/12) with a failure and so holds where one mutation in five succeeds (Rechenberg 1973;
 rates: arXiv 2209.12467). It needs some 10 d to 20 d evaluations, and minibatches of at least 20 d rows: every mutation
-kept fits their noise a little, too.
+kept fits their noise a little, too. Processes spread the population: each is an island for one minibatch, with its
+share of the children and all rows; then each neuron takes the weights of the island where its loss is lowest.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .config import LearnerConfig
 from .neurons import Neurons, TargetScale
+from .peers import ALONE, Peers
 from .retina import Moments
-from .search import Batches, Search, generator, vertex
+from .search import Batches, Minibatched, generator, vertex
 
 _ENOUGH = 40  # rows a dimension after which the axes are known well enough; looking costs more than a sweep
-_GROW, _SHRINK = math.exp(1 / 3), math.exp(-1 / 12)
+_FORGETTING = 2  # η
+_GROW, _SHRINK = 1 / 3, -1 / 12  # of a step's logarithm
 
 
-class Streaming(Search):
+class Streaming(Minibatched):
     """What both share. `moments`: of the inputs seen; `white` `(d, r)`: their whitening, of unit variance."""
 
-    STATE = (*Search.STATE, "position", "mean_weight", "mean_bias", "mean_count", "white")
+    STATE = (*Minibatched.STATE, "white", "mean_weight", "mean_bias")
 
-    def __init__(self, batches: Batches, scale: TargetScale, centre: Tensor, config: LearnerConfig) -> None:
-        super().__init__(len(centre), scale, config.activation, centre, config.trust_start)
-        self.batches, self.config = batches, config
-        self.position = torch.tensor(0)
-        self.moments, self.white = Moments(len(centre)), torch.zeros(len(centre), 0)
-        self._forget_mean()
+    def __init__(self, batches: Batches, scale: TargetScale, centre: Tensor, config: LearnerConfig,
+                 peers: Peers = ALONE) -> None:
+        super().__init__(batches, scale, centre, config, peers)
+        self.moments, self.white = Moments(len(centre), centre.device), centre.new_zeros(len(centre), 0)
+        self.mean_weight, self.mean_bias = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
 
-    def step(self) -> None:
-        """One minibatch."""
-        inputs, targets = self.batches(int(self.position))
-        inputs, goals = inputs.float(), self.goals_of(targets)
-        renew = _is_power_of_two(int(self.position) + 1)
+    def adapt(self, inputs: Tensor, goals: Tensor) -> None:
         if self.moments.count < _ENOUGH * inputs.shape[1]:
-            self._whiten(inputs, renew)
+            self._whiten(self.row_peers.rows(inputs))
         sums = self.sums_of(inputs, self.weight, self.bias)
         loss, moved = self.search(inputs, sums, goals)
         self.trust = (self.trust + self.config.trust_up * moved - self.config.trust_down * (1 - moved)).clamp(0, 1)
         self.train_loss = self.in_units(loss)
-        self.position += 1
-        if renew:
-            self._forget_mean()
-        self.mean_weight += self.weight
-        self.mean_bias += self.bias
-        self.mean_count += 1
+        share = (_FORGETTING + 1) / (self.position + 1 + _FORGETTING)
+        self.mean_weight.lerp_(self.weight, share)
+        self.mean_bias.lerp_(self.bias, share)
 
     @abstractmethod
     def search(self, inputs: Tensor, sums: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
         """Change weight and bias by one minibatch; the loss of each neuron there, and its share of successes."""
 
     def neurons(self) -> Neurons:
-        """The mean of the weights since the number of minibatches was a power of two."""
+        """The mean of the weights so far."""
         now = self.weight, self.bias
-        if int(self.mean_count):
-            self.weight, self.bias = self.mean_weight / self.mean_count, self.mean_bias / self.mean_count
+        self.weight, self.bias = self.mean_weight, self.mean_bias
         made = super().neurons()
         self.weight, self.bias = now
         return made
 
-    def state(self) -> dict[str, Tensor]:
-        return super().state() | {f"moments.{name}": value for name, value in self.moments.state().items()}
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"moments": self.moments.state()}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
-        self.moments.load_state({name: state[f"moments.{name}"] for name in self.moments.state()})
+        self.moments.load_state({name: value.to(self.centre.device) for name, value in state["moments"].items()})
 
-    def _whiten(self, inputs: Tensor, renew: bool) -> None:
-        """Look at more inputs; take new axes now, or because they were the last."""
+    def _whiten(self, inputs: Tensor) -> None:
+        """Look at more inputs; take new axes where the minibatches have doubled, or these inputs were the last."""
         self.moments.add(inputs)
         count, d = float(self.moments.count), inputs.shape[1]
-        if renew or count >= _ENOUGH * d:
+        if _is_power_of_two(self.position + 1) or count >= _ENOUGH * d:
             self.white = self.moments.axes().whitening(ridge=0.1 * d / count).float()
-
-    def _forget_mean(self) -> None:
-        self.mean_weight, self.mean_bias = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
-        self.mean_count = torch.tensor(0)
 
 
 class Stream(Streaming):
     """A sweep on every minibatch."""
+
+    SPREAD_ROWS = True
 
     def search(self, inputs: Tensor, sums: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
         fall, bias, curvature = self.responses(inputs, sums, goals)
@@ -117,32 +112,47 @@ class Stream(Streaming):
 
 
 class Mutation(Streaming):
-    """(1+1) evolution; `length` `(k,)`: of each neuron's next mutation, in standard deviations of its sum."""
+    """(1+1) evolution; `length` `(k,)`: logarithm of each neuron's next step, in standard deviations of its sum."""
 
     STATE = (*Streaming.STATE, "length")
 
-    def __init__(self, batches: Batches, scale: TargetScale, centre: Tensor, config: LearnerConfig) -> None:
-        super().__init__(batches, scale, centre, config)
-        self.length = torch.full((len(self.bias),), config.mutation)
+    def __init__(self, batches: Batches, scale: TargetScale, centre: Tensor, config: LearnerConfig,
+                 peers: Peers = ALONE) -> None:
+        super().__init__(batches, scale, centre, config, peers)
+        self.length = torch.full_like(self.bias, math.log(config.mutation))
 
     def search(self, inputs: Tensor, sums: Tensor, goals: Tensor) -> tuple[Tensor, Tensor]:
         p, r = self.config.population, self.white.shape[1]
-        noise = torch.randn(r + 1, p, generator=generator("mutations", self.config.seed, int(self.position)))
+        noise = torch.randn(r + 1, p, generator=generator("mutations", self.config.seed, self.position)).to(sums.device)
         noise /= math.sqrt(r + 1)
         directions, biases = self.white @ noise[:r], noise[r]  # (d, p), (p,)
-        activations = (inputs - self.centre) @ directions + biases  # (n, p)
-        loss, taken = self.losses(sums, goals), torch.zeros(p, len(self.bias))
-        for j in range(p):
-            child = torch.addcmul(sums, activations[:, j, None], self.length)
+        loss, length, taken = self._evolve(inputs, sums, goals, directions, biases)
+        losses = torch.stack(self.peers.gather(loss))  # (processes, k)
+        successes = self.peers.sum((taken != 0).double().sum(0))
+        taken = self.peers.sum(taken * (losses.argmin(0) == self.peers.rank))
+        self.weight += taken.mT @ directions.mT
+        self.bias += taken.mT @ biases
+        self.length = self.peers.sum(length) / self.peers.count  # every process's children count for the 1/5 rule
+        self.evaluations += self.peers.count + p
+        return losses.amin(0), successes / p
+
+    def _evolve(
+        self, inputs: Tensor, sums: Tensor, goals: Tensor, directions: Tensor, biases: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """This process's children: the losses that they end at and the logarithms of the next steps, `(k,)` each, and
+        the steps taken, `(p, k)`, 0 where a child was no better or is another process's."""
+        own = self.peers.share(len(biases))
+        loss, length, taken = self.losses(sums, goals), self.length, sums.new_zeros(len(biases), sums.shape[1])
+        activations = (inputs - self.centre) @ directions[:, own.start:own.stop] + biases[own.start:own.stop]
+        for j, activation in zip(own, activations.mT, strict=True):
+            step = length.exp()
+            child = torch.addcmul(sums, activation[:, None], step)
             there = self.losses(child, goals)
             better = there < loss
             sums, loss = torch.where(better, child, sums), torch.where(better, there, loss)
-            taken[j] = self.length * better
-            self.length = self.length * torch.where(better, _GROW, _SHRINK)
-        self.weight += taken.mT @ directions.mT
-        self.bias += taken.mT @ biases
-        self.evaluations += 1 + p
-        return loss, (taken != 0).double().mean(0)
+            taken[j] = step * better
+            length = length + torch.where(better, _GROW, _SHRINK)
+        return loss, length, taken
 
 
 def _is_power_of_two(number: int) -> bool:
