@@ -1,119 +1,278 @@
-"""The way from a teacher and photos to a checkpoint, for each kind of latent.
+"""What a clone is for each kind of latent: what learns it, what stands beside it, how it is measured and saved.
 
-- `clone`: learn what a `CloneConfig` names. `Cloned`: what is to be saved.
-- `write`: into a folder that `hub.load` opens.
+- `way_of`: the `Way` that a `CloneConfig` names: `Pooled`, `Grid` or `Native`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..codec import Codec
-from ..data import ImageSource, TrainingImages
-from ..hub import new_folder, write_model
+from ..hub import write_model
 from ..latent import LatentSpec
-from . import dropin, native_learning, pooled, pooled_learning
+from . import dropin, native, pooled
 from .clone_config import CloneConfig
-from .dropin_learning import DecoderConfig, EncoderConfig, learn_decoder_from, learn_encoder_from
+from .dropin_learning import DecoderLearning, EncoderLearning, check_teacher, decoder_responses
+from .fovea import Fovea, FoveaFit
 from .grid_learning import GridConfig
-from .native import NativeConfig
-from .teaching import Progress, quiet, teach
+from .grids import GridDecoder, GridLayer, GridStack
+from .learning import Learning, Pace
+from .lessons import Lessons
+from .native_learning import NativeLearning, measured_spec
+from .peers import Peers
+from .pooled_learning import PooledConfig, PooledDecoderLearning, PooledLearning, agreement, small_pictures
+from .search import generator
+
+_TURNS = 5  # of native's filters
 
 
-@dataclass(frozen=True)
-class Cloned:
-    """A model as `hub.write_model` takes it, and a sentence of what it reached on held-out photos."""
-
-    kind: str
-    model: dict[str, Any]
-    spec: LatentSpec
-    tensors: dict[str, Tensor]
-    reached: str
-
-
-def clone(
-    teacher: Codec, photos: ImageSource, held_out: ImageSource, config: CloneConfig, progress: Progress = quiet,
-) -> Cloned:
-    """Learn without gradients.
+class Way(ABC):
+    """One kind of latent.
 
     Args:
-        photos: to learn from; of a long video a subset, since they are held in memory as 8-bit pixels.
-        held_out: other photos; they choose ridges and rounds, and say when to stop.
+        some: a few lessons, the same in every process, from which the teacher's answers are asked.
+    """
+
+    def __init__(self, teacher: Codec, config: CloneConfig, device: torch.device, some: Lessons) -> None:
+        self.teacher, self.config, self.device, self.some = teacher, config, device, some
+        self.grid = GridConfig(layers=config.layers, neurons=config.neurons,
+                               candidates=max(config.candidates, config.neurons), context=config.context)
+
+    @abstractmethod
+    def parts(self, pace: Pace, peers: Peers) -> dict[str, Learning]:
+        """What is learned, by name, in the same rounds."""
+
+    @abstractmethod
+    def assembled(self, parts: dict[str, nn.Module]) -> nn.Module:
+        """The model from its learned parts."""
+
+    @abstractmethod
+    def student(self) -> nn.Module:
+        """The same model, of the most layers that it may have, with random weights."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, lessons: Lessons) -> Tensor:
+        """What gradients are taken of."""
+
+    @abstractmethod
+    def figures(self, model: nn.Module, held_out: Iterable[Lessons]) -> dict[str, float]:
+        """On held-out lessons; "explained" is the share of the targets' variance."""
+
+    @abstractmethod
+    def saved(self, model: nn.Module) -> tuple[str, dict[str, Any], LatentSpec]:
+        """Kind, configuration and latent, as `hub.write_model` takes them."""
+
+    def write(self, folder: Path, model: nn.Module, card: str, training: dict[str, Any]) -> None:
+        """A checkpoint in an existing folder, weights in fp16."""
+        kind, config, spec = self.saved(model)
+        tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
+        write_model(folder, kind, config, spec, tensors, card, training={**asdict(self.config), **training})
+
+
+def way_of(teacher: Codec, config: CloneConfig, device: torch.device, some: Lessons) -> Way:
+    """The way that `config.latent` names.
 
     Raises:
-        UserError: the data or the teacher do not fit the configuration.
+        UserError: the teacher has no such latent.
     """
-    ways = {"pooled": _pooled, "grid": _grid, "native": _native}
-    return ways[config.latent](teacher, photos, held_out, config, progress)
+    kinds = {"pooled": Pooled, "grid": Grid, "native": Native}
+    return kinds[config.latent](teacher, config, device, some)
 
 
-def write(folder: Path, cloned: Cloned, config: CloneConfig, card: str) -> None:
-    """A checkpoint folder, whole or not there at all; weights in fp16."""
-    half = {name: tensor.half().contiguous() for name, tensor in cloned.tensors.items()}
-    with new_folder(folder) as new:
-        write_model(new, cloned.kind, cloned.model, cloned.spec, half, card, training=asdict(config))
+class Pooled(Way):
+    """Four numbers a picture, and with `part` both a decoder of them."""
+
+    def __init__(self, teacher: Codec, config: CloneConfig, device: torch.device, some: Lessons) -> None:
+        super().__init__(teacher, config, device, some)
+        self.outputs = min(4, teacher.spec.channels)
+        self.settings = PooledConfig(self.outputs, 2 * config.neurons, max(config.candidates, config.neurons))
+        self.decodes = config.part == "both"
+
+    def parts(self, pace: Pace, peers: Peers) -> dict[str, Learning]:
+        found: dict[str, Learning] = {"encoder": PooledLearning(self.settings, pace, peers, self.device)}
+        if self.decodes:
+            grid = replace(self.grid, layers=1, neurons=min(32, self.config.neurons))
+            found["decoder"] = PooledDecoderLearning(self.outputs, grid, pace, peers, self.device)
+        return found
+
+    def assembled(self, parts: dict[str, nn.Module]) -> pooled.Pooled:
+        return pooled.Pooled(parts["encoder"], parts.get("decoder"))
+
+    def student(self) -> pooled.Pooled:
+        retina = self.settings.retina
+        each = self.settings.neurons // len(retina.scales)
+        decoder = GridLayer(self.outputs, 32, 3 * pooled.PICTURE**2) if self.decodes else None
+        return _random(pooled.Pooled(pooled.PooledEncoder(retina, [each] * len(retina.scales), self.outputs), decoder))
+
+    def loss(self, model: pooled.Pooled, lessons: Lessons) -> Tensor:
+        wanted = lessons.pooled(self.outputs)
+        loss = F.mse_loss(model.encoder(lessons.pictures), wanted.flatten(1))
+        if model.decoder is not None:
+            loss = loss + F.mse_loss(model.decoder(wanted.flatten(2)), small_pictures(lessons).flatten(2))
+        return loss
+
+    def figures(self, model: pooled.Pooled, held_out: Iterable[Lessons]) -> dict[str, float]:
+        found, wanted, errors = [], [], []
+        for lessons in held_out:
+            goal = lessons.pooled(self.outputs)
+            found.append(model.encoder(lessons.pictures))
+            wanted.append(goal.flatten(1))
+            if model.decoder is not None:
+                said = model.decoder(goal.flatten(2)).clamp(0, 1)
+                errors.append((said - small_pictures(lessons).flatten(2)).square().flatten(1).mean(1))
+        same = agreement(torch.cat(found), torch.cat(wanted))
+        figures = {"explained": same.r2, "cosine": same.cosine, "l2": same.l2}
+        if errors:
+            figures["psnr_64"] = float((-10 * torch.cat(errors).log10()).mean())
+        return figures
+
+    def saved(self, model: pooled.Pooled) -> tuple[str, dict[str, Any], LatentSpec]:
+        return pooled.KIND, pooled.checkpoint_of(model, self.teacher.provenance), pooled.spec_of(model)
 
 
-def _pooled(
-    teacher: Codec, photos: ImageSource, held_out: ImageSource, config: CloneConfig, progress: Progress
-) -> Cloned:
-    settings = pooled_learning.PooledConfig(
-        outputs=min(4, teacher.spec.channels), neurons=config.neurons, candidates=max(config.candidates, config.neurons),
-        crops=config.crops)
-    encoder, report = pooled_learning.learn(teacher, photos, held_out, settings, progress, config.seed)
-    return Cloned(pooled.KIND, pooled.checkpoint_of(encoder, teacher.provenance), pooled.spec_of(encoder),
-                  dict(encoder.state_dict()), f"{report.held_out} (of the mean alone: {report.mean_null})")
+class Grid(Way):
+    """The teacher's own latent; encoder, decoder, or both."""
+
+    def __init__(self, teacher: Codec, config: CloneConfig, device: torch.device, some: Lessons) -> None:
+        super().__init__(teacher, config, device, some)
+        self.fovea, self.channels, self.cell = Fovea(), teacher.spec.channels, teacher.spec.downsampling
+        check_teacher(teacher, self.fovea)
+        self.encodes, self.decodes = config.part != "decoder", config.part != "encoder"
+
+    def parts(self, pace: Pace, peers: Peers) -> dict[str, Learning]:
+        found: dict[str, Learning] = {}
+        if self.encodes:
+            weighing = None
+            if self.teacher.spec.decodes:
+                weighing = decoder_responses(self.teacher, self.some, generator("responses", pace.seed)).to(self.device)
+            found["encoder"] = EncoderLearning(self.fovea, self.grid, pace, peers, self.device, weighing)
+        if self.decodes:
+            grid = replace(self.grid, reach=3)  # a decoder has no retina to see further with
+            found["decoder"] = DecoderLearning(lambda lessons: lessons.taught, self.channels, self.cell, grid, pace, peers,
+                                               self.device)
+        return found
+
+    def assembled(self, parts: dict[str, nn.Module]) -> dropin.Dropin:
+        return dropin.Dropin(parts.get("encoder"), parts.get("decoder"))
+
+    def student(self) -> dropin.Dropin:
+        encoder = decoder = None
+        layers, neurons, cell = self.config.layers, self.config.neurons, self.cell
+        if self.encodes:
+            fit = FoveaFit(self.fovea, self.device)
+            fit.add(self.some.images, generator("windows", self.config.seed), 1.0)
+            code = fit.code()  # the retina begins as it does without gradients, and is trained too
+            sizes = [(neurons, self.channels)] * layers
+            stack = _random(GridStack(code.fovea.outputs, sizes, 1, self.grid.context).to(self.device))
+            encoder = dropin.DropinEncoder(code, stack)
+        if self.decodes:
+            sizes = [(neurons, self.grid.context)] * (layers - 1) + [(neurons, 3 * cell**2)]
+            decoder = _random(GridDecoder(GridStack(self.channels, sizes, 3, self.grid.context), cell))
+        return dropin.Dropin(encoder, decoder)
+
+    def loss(self, model: dropin.Dropin, lessons: Lessons) -> Tensor:
+        loss = torch.zeros((), device=lessons.pictures.device)
+        if model.encoder is not None:
+            loss = loss + F.mse_loss(model.encoder(lessons.images), lessons.taught)
+        if model.decoder is not None:
+            loss = loss + F.mse_loss(model.decoder(lessons.taught), lessons.images)
+        return loss
+
+    def figures(self, model: dropin.Dropin, held_out: Iterable[Lessons]) -> dict[str, float]:
+        latents, pictures = _Explained(), _Explained()
+        for lessons in held_out:
+            if model.encoder is not None:
+                latents.add(model.encoder(lessons.images), lessons.taught)
+            if model.decoder is not None:
+                pictures.add(model.decoder(lessons.taught), lessons.images)
+        found = [part.share for part in (latents, pictures) if part.count]
+        figures = {"explained": sum(found) / len(found)}
+        if latents.count:
+            figures["r2"] = latents.share
+        if pictures.count:
+            figures["psnr"] = pictures.psnr
+        return figures
+
+    def saved(self, model: dropin.Dropin) -> tuple[str, dict[str, Any], LatentSpec]:
+        spec = LatentSpec(model.channels, self.cell, "point")
+        return dropin.KIND, dropin.checkpoint_of(model, self.teacher), spec
 
 
-def _grid(
-    teacher: Codec, photos: ImageSource, held_out: ImageSource, config: CloneConfig, progress: Progress
-) -> Cloned:
-    lessons = teach(teacher, photos, config.size, config.crops, progress, config.seed)
-    exam = teach(teacher, held_out, config.size, 1, progress, config.seed)
-    grid = GridConfig(layers=config.layers, neurons=config.neurons, candidates=max(config.candidates, config.neurons),
-                      sites=config.sites)
-    encoder = decoder = None
-    reached = []
-    if config.part != "decoder":
-        encoder, report = learn_encoder_from(teacher, lessons, exam, EncoderConfig(grid=grid, size=config.size), progress,
-                                             config.seed)
-        reached.append(f"encoder R² {report.r2:.3f}")
-    if config.part != "encoder":
-        wide = replace(grid, reach=3)  # a decoder has no retina to see further with
-        decoder, report = learn_decoder_from(teacher, lessons, exam, DecoderConfig(wide, config.size), progress,
-                                             config.seed)
-        reached.append(f"decoder {-10 * math.log10(report.losses[-1]):.2f} dB over all pixels")
-    module = dropin.Dropin(encoder, decoder)
-    spec = LatentSpec(module.channels, teacher.spec.downsampling, "point")
-    return Cloned(dropin.KIND, dropin.checkpoint_of(module, teacher), spec, dict(module.state_dict()),
-                  ", ".join(reached))
+class Native(Way):
+    """A latent of its own. The teacher has no part in it."""
+
+    def parts(self, pace: Pace, peers: Peers) -> dict[str, Learning]:
+        return {"model": NativeLearning(self._config([]), self.grid, _TURNS, pace, peers, self.device)}
+
+    def _config(self, sizes: list[tuple[int, int]]) -> native.NativeConfig:
+        config = self.config
+        return native.NativeConfig(config.channels, config.reach, config.reach, config.context, sizes)
+
+    def assembled(self, parts: dict[str, nn.Module]) -> native.NativeAutoencoder:
+        return parts["model"]
+
+    def student(self) -> native.NativeAutoencoder:
+        config = self._config([])
+        sizes = [(self.config.neurons, config.context)] * (self.config.layers - 1) + [(self.config.neurons, native.PIXELS)]
+        return _random(native.NativeAutoencoder(replace(config, sizes=sizes)))
+
+    def loss(self, model: native.NativeAutoencoder, lessons: Lessons) -> Tensor:
+        return F.mse_loss(model(lessons.images), lessons.images)
+
+    def figures(self, model: native.NativeAutoencoder, held_out: Iterable[Lessons]) -> dict[str, float]:
+        pictures = _Explained()
+        for lessons in held_out:
+            pictures.add(model(lessons.images), lessons.images)
+        return {"explained": pictures.share, "psnr": pictures.psnr}
+
+    def saved(self, model: native.NativeAutoencoder) -> tuple[str, dict[str, Any], LatentSpec]:
+        spec = measured_spec(model.config.channels, torch.cat([model.encode(part.images) for part in _split(self.some)]))
+        return native.KIND, {**asdict(model.config), "sizes": [list(pair) for pair in model.config.sizes]}, spec
 
 
-def _native(
-    teacher: Codec, photos: ImageSource, held_out: ImageSource, config: CloneConfig, progress: Progress
-) -> Cloned:
-    crops = [_crops(source, config.size, count, config.seed, progress) for source, count in
-             ((photos, config.crops * len(photos)), (held_out, len(held_out)))]
-    held = len(crops[1])
-    learning = native_learning.NativeLearning(sites=config.sites, held_out=held, seed=config.seed)
-    model = native_learning.learn(torch.cat(crops), NativeConfig(config.channels, hidden=config.neurons), learning, progress)
-    reached = native_learning.held_out_psnr(model, crops[1])
-    return Cloned("ovae", asdict(model.config), native_learning.measured_spec(model, crops[0][:128]),
-                  dict(model.state_dict()), f"PSNR {reached:.2f} dB on {held} held-out crops")
+class _Explained:
+    """Share of variance about each channel's mean, and for pictures the mean PSNR, over batches `(b, c, h, w)`."""
+
+    def __init__(self) -> None:
+        self.count, self.error, self.decibels = 0, 0.0, []
+        self.sum, self.squares = 0.0, 0.0
+
+    def add(self, found: Tensor, wanted: Tensor) -> None:
+        error = (found - wanted).square()
+        self.count += wanted.shape[0] * wanted.shape[-2] * wanted.shape[-1]
+        self.error += float(error.sum())
+        self.sum = self.sum + wanted.double().sum((0, 2, 3))
+        self.squares = self.squares + wanted.double().square().sum((0, 2, 3))
+        rounded = (found.clamp(0, 1) * 255).round() / 255 - wanted
+        self.decibels += (-10 * rounded.square().flatten(1).mean(1).clamp(min=1e-10).log10()).tolist()
+
+    @property
+    def share(self) -> float:
+        return float(1 - self.error / (self.squares - self.sum.square() / self.count).sum())
+
+    @property
+    def psnr(self) -> float:
+        return sum(self.decibels) / len(self.decibels)
 
 
-def _crops(source: ImageSource, size: int, count: int, seed: int, progress: Progress) -> Tensor:
-    """uint8 `(count, 3, size, size)`; other pictures stand for those that cannot be read, which is said."""
-    images = TrainingImages(source, size, seed)
-    samples = [images.sample(position) for position in range(count)]
-    unreadable = dict(row for sample in samples for row in sample.skipped)
-    if unreadable:
-        key, reason = next(iter(unreadable.items()))
-        progress(f"{len(unreadable)} unreadable images replaced by others; the first: {key} {reason}")
-    return torch.stack([sample.image for sample in samples])
+def _split(lessons: Lessons, size: int = 8) -> list[Lessons]:
+    return [Lessons(pictures, None) for pictures in lessons.pictures.split(size)]
+
+
+def _random(model: nn.Module) -> nn.Module:
+    """The model with random weights: the matrices' rows of about length 1, readouts of a tenth of that."""
+    draw = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            scale = 0.1 if name.endswith(("out", "skip", "readout_weight")) else 1.0
+            parameter.data.copy_(torch.randn(parameter.shape, generator=draw) * scale / math.sqrt(parameter[0].numel()))
+    return model

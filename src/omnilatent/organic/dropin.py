@@ -1,6 +1,6 @@
 """Drop-ins: an organic encoder and decoder for a teacher's latent grid, either of which stands in for the teacher's.
 
-- `DropinEncoder`: pictures → the teacher's normalised latents. `DropinDecoder`: these → pictures.
+- `DropinEncoder`: pictures → the teacher's normalised latents. Its inverse is a `GridDecoder`.
 - `Dropin`: one of them or both; the teacher does what is missing.
 - `DropinCodec`, `open_checkpoint`, `checkpoint_of`: the kind "ovae-grid" of `hub.load`.
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -24,12 +23,9 @@ from ..codec import Codec, Provenance
 from ..errors import UserError
 from ..latent import Latent, LatentSpec, Point
 from .fovea import Fovea, FoveaCode
-from .grids import GridLayer, GridStack
-from .neurons import Neurons
-from .pairs import Affine
+from .grids import GridDecoder, GridStack
 
 KIND = "ovae-grid"
-_LAYER = ("weight", "bias", "skip", "out", "out_bias")
 
 
 class DropinEncoder(nn.Module):
@@ -45,51 +41,24 @@ class DropinEncoder(nn.Module):
 
     @property
     def channels(self) -> int:
-        return len(self.stack.layers[-1].out_bias)
-
-
-class DropinDecoder(nn.Module):
-    """Normalised latents `(b, c, h, w)` → pictures `(b, 3, cell·h, cell·w)`, about [0, 1].
-
-    Args:
-        stack: latents → coordinates of every cell's pixels.
-        basis: `(3·cell², k)`, a cell's pixels from its coordinates; centre: `(3·cell²,)`, added to them.
-        cell: side in pixels.
-        channels: c.
-    """
-
-    def __init__(self, stack: GridStack, basis: Tensor, centre: Tensor, cell: int, channels: int) -> None:
-        super().__init__()
-        if basis.shape[0] != 3 * cell**2 or basis.shape[1] != len(stack.layers[-1].out_bias):
-            raise UserError(f"Dimension mismatch: a basis of shape {tuple(basis.shape)} for cells of {3 * cell**2} "
-                            f"numbers and {len(stack.layers[-1].out_bias)} coordinates.")
-        self.stack, self.cell, self.channels = stack, cell, channels
-        self.register_buffer("basis", basis.clone())
-        self.register_buffer("centre", centre.clone())
-
-    def forward(self, latents: Tensor) -> Tensor:
-        if latents.ndim != 4 or latents.shape[1] != self.channels:
-            raise ValueError(f"latents have shape (b, {self.channels}, h, w); got {tuple(latents.shape)}")
-        coordinates = self.stack(latents)
-        pixels = (self.basis @ coordinates.flatten(2)).add_(self.centre[:, None])
-        return F.pixel_shuffle(pixels.unflatten(2, coordinates.shape[-2:]), self.cell)
+        return self.stack.layers[-1].sizes[1]
 
 
 class Dropin(nn.Module):
     """`encoder` or `decoder`, or both."""
 
-    def __init__(self, encoder: DropinEncoder | None, decoder: DropinDecoder | None) -> None:
+    def __init__(self, encoder: DropinEncoder | None, decoder: GridDecoder | None) -> None:
         super().__init__()
         if encoder is None and decoder is None:
             raise ValueError("a drop-in has an encoder, a decoder or both")
-        if encoder is not None and decoder is not None and encoder.channels != decoder.channels:
+        if encoder is not None and decoder is not None and encoder.channels != decoder.stack.channels:
             raise UserError(f"Dimension mismatch: the encoder gives latents of shape (b, {encoder.channels}, h, w), "
-                            f"and the decoder takes (b, {decoder.channels}, h, w).")
+                            f"and the decoder takes (b, {decoder.stack.channels}, h, w).")
         self.encoder, self.decoder = encoder, decoder
 
     @property
     def channels(self) -> int:
-        return (self.encoder or self.decoder).channels
+        return self.decoder.stack.channels if self.encoder is None else self.encoder.channels
 
     @property
     def whole(self) -> bool:
@@ -137,18 +106,6 @@ class DropinCodec(Codec):
             self.teacher.to(device, dtype)
         return super().to(device, dtype)
 
-    # Its weights are buffers.
-    @property
-    def device(self) -> torch.device:
-        return next(self.module.buffers()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.module.buffers()).dtype
-
-    def parameter_count(self) -> int:
-        return sum(buffer.numel() for buffer in self.module.buffers())
-
 
 def checkpoint_of(module: Dropin, teacher: Codec) -> dict[str, Any]:
     """The `model` entry of its config.json."""
@@ -157,13 +114,9 @@ def checkpoint_of(module: Dropin, teacher: Codec) -> dict[str, Any]:
         "path": str(Path(teacher.provenance.path).resolve()) if teacher.provenance.path else None,
         "weights_hash": teacher.provenance.weights_hash}}
     if module.encoder is not None:
-        stack = module.encoder.stack
-        model["encoder"] = {"fovea": asdict(module.encoder.code.fovea), "layers": len(stack.layers),
-                            "reach": stack.reach, "context": stack.context}
+        model["encoder"] = {"fovea": asdict(module.encoder.code.fovea), "stack": module.encoder.stack.config()}
     if module.decoder is not None:
-        stack = module.decoder.stack
-        model["decoder"] = {"cell": module.decoder.cell, "layers": len(stack.layers), "reach": stack.reach,
-                            "context": stack.context}
+        model["decoder"] = {"cell": module.decoder.cell, "stack": module.decoder.stack.config()}
     return model
 
 
@@ -175,21 +128,21 @@ def open_checkpoint(path: Path, name: str) -> Codec:
     """
     saved, weights = hub.read_config(path), path / "model.safetensors"
     try:
-        tensors = {key: value.float() for key, value in load_file(weights).items()}
         model = saved["model"]
-        encoder, decoder = _encoder(model, tensors), _decoder(model, tensors)
-        reference, channels = model["teacher"], model["channels"]
-    except (OSError, SafetensorError, KeyError, TypeError) as failure:
-        raise UserError(f"{path} is not a whole drop-in ({failure}): fetch it again.") from failure
+        reference, channels, downsampling = model["teacher"], model["channels"], model["downsampling"]
+        module = Dropin(_encoder(model), _decoder(model))
+        module.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+    except (OSError, RuntimeError, SafetensorError, KeyError, TypeError) as failure:
+        reason = " ".join(str(failure).split())
+        raise UserError(f"{path} is not a whole drop-in ({reason}): fetch it again.") from failure
     card = path / "README.md"
     provenance = Provenance(
         name=name, kind=KIND, weights_hash=hub.file_hash(weights), licence=hub.card_licence(path), path=str(path),
         card=card.read_text(encoding="utf-8") if card.exists() else "")
-    module = Dropin(encoder, decoder)
     if module.channels != channels:
         raise UserError(f"{weights} works on latents of shape (b, {module.channels}, h, w), but its config.json states "
                         f"(b, {channels}, h, w): they belong to two models.")
-    return DropinCodec(module, model["downsampling"], provenance, None if module.whole else _teacher(reference, name))
+    return DropinCodec(module, downsampling, provenance, None if module.whole else _teacher(reference, name))
 
 
 def _teacher(reference: dict[str, Any], name: str) -> Codec:
@@ -208,7 +161,7 @@ def _teacher(reference: dict[str, Any], name: str) -> Codec:
     return teacher
 
 
-def _encoder(model: dict[str, Any], tensors: dict[str, Tensor]) -> DropinEncoder | None:
+def _encoder(model: dict[str, Any]) -> DropinEncoder | None:
     if "encoder" not in model:
         return None
     fields = {key: tuple(v) if isinstance(v, list) else v for key, v in model["encoder"]["fovea"].items()}
@@ -216,22 +169,10 @@ def _encoder(model: dict[str, Any], tensors: dict[str, Tensor]) -> DropinEncoder
     if (fovea.kind, fovea.low, fovea.high) != (Fovea.kind, Fovea.low, Fovea.high):
         raise UserError(f"This drop-in was learned behind the retina {fovea.identity()}, and this version computes "
                         f"only {Fovea.kind} in [{Fovea.low:g}, {Fovea.high:g}]: learn it anew.")
-    code = FoveaCode(fovea, [tensors[f"encoder.code.kernel_{s}"] for s in fovea.scales],
-                     [tensors[f"encoder.code.bias_{s}"] for s in fovea.scales])
-    return DropinEncoder(code, _stack(model["encoder"], tensors, "encoder.stack"))
+    return DropinEncoder(FoveaCode(fovea), GridStack(**model["encoder"]["stack"]))
 
 
-def _decoder(model: dict[str, Any], tensors: dict[str, Tensor]) -> DropinDecoder | None:
+def _decoder(model: dict[str, Any]) -> GridDecoder | None:
     if "decoder" not in model:
         return None
-    return DropinDecoder(_stack(model["decoder"], tensors, "decoder.stack"), tensors["decoder.basis"],
-                         tensors["decoder.centre"], model["decoder"]["cell"], model["channels"])
-
-
-def _stack(entry: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> GridStack:
-    layers = []
-    for number in range(entry["layers"]):
-        part = {key: tensors[f"{prefix}.layers.{number}.{key}"] for key in _LAYER}
-        readout = Neurons(torch.cat([part["skip"], part["out"]], 1), part["out_bias"])
-        layers.append(GridLayer(Affine(part["weight"], part["bias"]), readout))
-    return GridStack(layers, entry["reach"], entry["context"])
+    return GridDecoder(GridStack(**model["decoder"]["stack"]), model["decoder"]["cell"])

@@ -1,186 +1,142 @@
 """How drop-ins learn: from a teacher's latents of photos, and from its decoder's answers to small changes.
 
-- `EncoderConfig`, `learn_encoder`: pictures → the teacher's latents.
-- `DecoderConfig`, `learn_decoder`: the teacher's latents → the photos themselves.
-- `learn_encoder_from`, `learn_decoder_from`: the same with the teacher's latents at hand.
+- `EncoderLearning`: pictures → the teacher's latents. `DecoderLearning`: latents → the pictures themselves.
 - `decoder_responses`: how much each latent direction moves the decoded picture.
 
 Not every channel counts alike: TAEF2's decoder answers to two of its 32 channels with thirty times the squared change
-of most others. So an encoder's neurons are chosen for the errors that the decoder shows.
+of most others. So an encoder's neurons are chosen and tuned for the errors that the decoder shows.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..codec import Codec
-from ..data import ImageSource
 from ..errors import UserError
-from .dropin import DropinDecoder, DropinEncoder
-from .fovea import Fovea, fit_fovea
-from .grid_learning import GridConfig, Lesson, learn_stack
-from .retina import principal_axes
-from .teaching import Lessons, Progress, quiet, teach
+from .dropin import DropinEncoder
+from .fovea import Fovea, FoveaCode, FoveaFit
+from .grid_learning import GridConfig, Maps, StackLearning
+from .grids import GridDecoder, GridStack, frequencies
+from .learning import Learning, Pace
+from .lessons import Lessons
+from .peers import Peers
+from .search import generator
 
 _NUDGE = 0.3  # of a latent channel, standard deviation
 
 
-@dataclass(frozen=True)
-class EncoderConfig:
-    """A drop-in encoder: its retina, its layers, and the views of each photo that the teacher encodes."""
-
-    fovea: Fovea = field(default_factory=Fovea)
-    grid: GridConfig = field(default_factory=GridConfig)
-    size: int = 256
-    crops: int = 1
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """A drop-in decoder: its layers, and the views of each photo that the teacher encodes."""
-
-    grid: GridConfig = field(default_factory=lambda: GridConfig(reach=3, neurons=384))
-    size: int = 256
-    crops: int = 1
-
-
-def debug_encoder() -> EncoderConfig:
-    """Two layers of a few neurons on 64² pictures, in seconds on one core; for tests."""
-    fovea = Fovea(scales=(1, 4), sides=(8, 8), components=(16, 8), thumbnail=2)
-    return EncoderConfig(fovea, GridConfig(layers=2, neurons=16, candidates=48, sites=3000, judged=1500), size=64)
-
-
-def debug_decoder() -> DecoderConfig:
-    """Two layers of a few neurons on 64² pictures, in seconds on one core; for tests."""
-    grid = GridConfig(layers=2, neurons=16, candidates=48, sites=3000, judged=1500, reach=3, context=8)
-    return DecoderConfig(grid, size=64)
-
-
-@dataclass(frozen=True)
-class DropinReport:
-    """`losses` are held-out mean squared errors, in latent units squared for an encoder and in pixel values squared
-    for a decoder: of the mean (the null), then after each layer that was kept."""
-
-    losses: tuple[float, ...]
-    pictures: int
-    seconds: float
-
-    @property
-    def r2(self) -> float:
-        """Held-out share of the variance that is explained."""
-        return 1 - self.losses[-1] / self.losses[0]
-
-
-def learn_encoder(
-    teacher: Codec, photos: ImageSource, held_out: ImageSource, config: EncoderConfig = EncoderConfig(),
-    progress: Progress = quiet, seed: int = 0,
-) -> tuple[DropinEncoder, DropinReport]:
-    """Clone a teacher's encoder.
+class EncoderLearning(Learning):
+    """The first round is the retina's, the others are the stack's, a layer each.
 
     Args:
-        photos: to learn from.
-        held_out: other photos, which choose ridges and the number of layers.
-        progress: is called with a line of text now and then.
-
-    Raises:
-        UserError: no photo can be read, or the teacher's downsampling is not the fovea's cell.
+        goal: what it says, of lessons, `(b, k, h, w)`; by default the teacher's latents.
+        weighing: of `decoder_responses`; None: all channels count alike.
     """
-    lessons = teach(teacher, photos, config.size, config.crops, progress, seed)
-    exam = teach(teacher, held_out, config.size, 1, progress, seed)
-    return learn_encoder_from(teacher, lessons, exam, config, progress, seed)
+
+    def __init__(self, fovea: Fovea, config: GridConfig, pace: Pace, peers: Peers, device: torch.device,
+                 weighing: Tensor | None, goal: Maps = lambda lessons: lessons.taught) -> None:
+        super().__init__(pace, peers, device)
+        self.rounds, self.config, self.weighing, self.goal = 1 + config.layers, config, weighing, goal
+        self.fit, self.layers = FoveaFit(fovea, device), None
+
+    @torch.no_grad()
+    def see(self, lessons: Lessons, held: bool, position: int) -> None:
+        if self.layers is not None:
+            self.layers.see(lessons, held, position)
+        elif not held:
+            self.fit.add(lessons.images, generator("windows", self.pace.seed, position))
+
+    def work(self, last: bool) -> None:
+        if self.layers is not None:
+            self.layers.work(last)
+            self.left, self.over = self.layers.left, self.layers.over
+        elif last:
+            self._open(self.fit.code(self.peers))
+        self.done += 1
+        if last:
+            self.round, self.done = self.round + 1, 0
+
+    def _open(self, code: FoveaCode) -> None:
+        stack = GridStack(code.fovea.outputs, [], self.config.reach, self.config.context)
+        self.code = code
+        self.layers = StackLearning(stack, lambda lessons: code(lessons.images), self.goal,
+                                    self.config, self.pace, self.peers, self.device, self.weighing)
+
+    def model(self) -> DropinEncoder | None:
+        stack = None if self.layers is None else self.layers.model()
+        return None if stack is None else DropinEncoder(self.code, stack)
+
+    def state(self) -> dict[str, Any]:
+        own: dict[str, Any] = {"numbers": [self.round, self.done], "fit": [m.state() for m in self.fit.moments]}
+        if self.layers is not None:
+            own["code"] = {"components": list(self.code.fovea.components), "weights": self.code.state_dict()}
+            own["layers"] = self.layers.state()
+        return own
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.round, self.done = state["numbers"]
+        for moments, saved in zip(self.fit.moments, state["fit"], strict=True):
+            moments.load_state({name: value.to(self.device) for name, value in saved.items()})
+        if "layers" in state:
+            code = FoveaCode(replace(self.fit.fovea, components=tuple(state["code"]["components"])))
+            code.load_state_dict(state["code"]["weights"])
+            self._open(code.to(self.device))
+            self.layers.load_state(state["layers"])
+            self.left, self.over = self.layers.left, self.layers.over
 
 
-@torch.no_grad()
-def learn_encoder_from(
-    teacher: Codec, lessons: Lessons, exam: Lessons, config: EncoderConfig = EncoderConfig(),
-    progress: Progress = quiet, seed: int = 0,
-) -> tuple[DropinEncoder, DropinReport]:
-    """`learn_encoder` with the teacher's latents at hand; its decoder is still asked, where it has one."""
-    begin, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
-    if teacher.spec.downsampling != config.fovea.cell:
+class DecoderLearning(StackLearning):
+    """A stack that says the cosines of every cell's pixels, the low ones first, so that a next layer sees those of its
+    neighbours; in the model it says pixels.
+
+    Args:
+        code: of lessons, `(b, channels, h, w)`; for a drop-in the teacher's latents.
+    """
+
+    def __init__(self, code: Maps, channels: int, cell: int, config: GridConfig, pace: Pace, peers: Peers,
+                 device: torch.device) -> None:
+        self.cell, self.waves = cell, frequencies(cell).to(device)
+        super().__init__(GridStack(channels, [], config.reach, config.context), code, self._pixels, config, pace, peers,
+                         device)
+
+    def _pixels(self, lessons: Lessons) -> Tensor:
+        return torch.einsum("kp,bphw->bkhw", self.waves, F.pixel_unshuffle(lessons.images - 0.5, self.cell))
+
+    def model(self) -> GridDecoder | None:
+        stack = super().model()
+        if stack is None:
+            return None
+        stack.layers[-1] = stack.layers[-1].turned(self.waves.mT, 0.5)
+        return GridDecoder(stack, self.cell)
+
+
+def check_teacher(teacher: Codec, fovea: Fovea) -> None:
+    """Raise a sentence where the teacher's grid is not the fovea's."""
+    if teacher.spec.downsampling != fovea.cell:
         raise UserError(f"Dimension mismatch: {teacher.label} has one latent pixel for {teacher.spec.downsampling}² "
-                        f"pixels, and the retina {config.fovea.identity()} one for {config.fovea.cell}².")
-    responses = decoder_responses(teacher, lessons, generator) if teacher.spec.decodes else None
-    code = fit_fovea(lessons.pictures, config.fovea, generator)
-
-    def lesson(part: Lessons) -> Lesson:
-        return Lesson(len(part), lambda s: code(part.pictures[s].float() / 255), lambda s: part.latents[s].float())
-
-    stack, losses = learn_stack(lesson(lessons), lesson(exam), config.grid, generator, responses, progress)
-    return DropinEncoder(code, stack), DropinReport(tuple(losses), len(lessons), time.perf_counter() - begin)
-
-
-def learn_decoder(
-    teacher: Codec, photos: ImageSource, held_out: ImageSource, config: DecoderConfig = DecoderConfig(),
-    progress: Progress = quiet, seed: int = 0,
-) -> tuple[DropinDecoder, DropinReport]:
-    """Learn to decode a teacher's latents into the photos that they came from. Arguments as for `learn_encoder`.
-
-    Raises:
-        UserError: no photo can be read.
-    """
-    lessons = teach(teacher, photos, config.size, config.crops, progress, seed)
-    exam = teach(teacher, held_out, config.size, 1, progress, seed)
-    return learn_decoder_from(teacher, lessons, exam, config, progress, seed)
+                        f"pixels, and the retina {fovea.identity()} one for {fovea.cell}².")
 
 
 @torch.no_grad()
-def learn_decoder_from(
-    teacher: Codec, lessons: Lessons, exam: Lessons, config: DecoderConfig = DecoderConfig(),
-    progress: Progress = quiet, seed: int = 0,
-) -> tuple[DropinDecoder, DropinReport]:
-    """`learn_decoder` with the teacher's latents at hand."""
-    begin, generator, cell = time.perf_counter(), torch.Generator().manual_seed(seed), teacher.spec.downsampling
-    some = torch.randperm(len(lessons), generator=generator)[:64]
-    cells = torch.cat([_cells(part.float() / 255, cell).movedim(1, 3).flatten(0, 2)
-                       for part in lessons.pictures[some].split(16)])
-    axes = principal_axes(cells, floor=0.0)
-    basis, centre = (axes.axes * axes.spread[:, None]).float(), axes.mean.float()
-    # Coordinates are inner products with the axes of the standardised pixels, so errors in them are nearly errors in
-    # pixels: the spreads of a cell's pixels are all about alike.
-    inward = (axes.axes / axes.spread[:, None]).float()
-    scale = float(axes.spread.mean())
-    basis, inward = basis / scale, inward * scale
+def decoder_responses(teacher: Codec, lessons: Lessons, draw: torch.Generator) -> Tensor:
+    """`(c, c)`: its rows' inner products are those of the changes that the channels make in a decoded picture.
 
-    def lesson(part: Lessons) -> Lesson:
-        def goal(s: slice) -> Tensor:
-            pixels = _cells(part.pictures[s].float() / 255, cell) - centre[:, None, None]
-            return torch.einsum("bphw,pk->bkhw", pixels, inward)
-
-        return Lesson(len(part), lambda s: part.latents[s].float(), goal)
-
-    stack, losses = learn_stack(lesson(lessons), lesson(exam), config.grid, generator, None, progress)
-    decoder = DropinDecoder(stack, basis, centre, cell, teacher.spec.channels)
-    return decoder, DropinReport(tuple(losses), len(lessons), time.perf_counter() - begin)
-
-
-def _cells(pictures: Tensor, cell: int) -> Tensor:
-    """`(b, 3, h, w)` → `(b, 3·cell², h/cell, w/cell)`."""
-    return F.pixel_unshuffle(pictures, cell)
-
-
-@torch.no_grad()
-def decoder_responses(teacher: Codec, lessons: Lessons, generator: torch.Generator, pictures: int = 4) -> Tensor:
-    """`(c, 4c)`: its rows' inner products are about those of the changes that the channels make in a decoded picture.
-
-    Forward evaluations only: c + 1 decodings of a few crops of 12×12 latent pixels, noise on one channel at a time;
-    then a random projection (Johnson & Lindenstrauss 1984).
+    Forward evaluations only: c + 1 decodings of a few crops of 12×12 latent pixels, noise on one channel at a time. The
+    changes are turned to as few numbers as there are channels (QR decomposition).
     """
-    side = min(12, *lessons.latents.shape[-2:])
-    step = max(1, len(lessons) // pictures)
-    z = lessons.latents[: step * pictures : step, :, :side, :side].float()
-    noise = torch.randn(len(z), side, side, generator=generator) * _NUDGE
+    side = min(12, *lessons.taught.shape[-2:])
+    z = lessons.taught[:, :, :side, :side]
+    noise = torch.randn(len(z), side, side, generator=draw).to(z.device) * _NUDGE
     still, rows = teacher.decode(z), []
     for channel in range(z.shape[1]):
         moved = z.clone()
         moved[:, channel] += noise
-        rows.append((teacher.decode(moved) - still).cpu().flatten())
+        rows.append((teacher.decode(moved) - still).flatten())
     changes = torch.stack(rows)
     changes /= changes.square().sum(1).mean().sqrt().clamp(min=1e-12)
-    count = 4 * len(changes)
-    return changes @ torch.randn(changes.shape[1], count, generator=generator) / count**0.5
+    return torch.linalg.qr(changes.double().mT).R.mT.float().contiguous()

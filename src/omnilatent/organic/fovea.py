@@ -1,6 +1,6 @@
 """The drop-in's retina: around every 8×8 cell of a picture its surroundings, the coarser the farther, as few numbers.
 
-- `Fovea`: which windows there are. - `fit_fovea`: their principal components, from pictures alone.
+- `Fovea`: which windows there are. - `FoveaFit`: their principal components, from pictures alone.
 - `FoveaCode`: pictures → a code on the latent's grid.
 """
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .pooled import halved
-from .retina import principal_axes
+from .peers import ALONE, Peers
+from .retina import Moments
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,14 @@ class Fovea:
 
 class FoveaCode(nn.Module):
     """Pictures `(b, 3, h, w)` in [0, 1], sides multiples of the cell → code `(b, r, h/cell, w/cell)`, each number of
-    about unit variance on the pictures that it was fitted on.
+    about unit variance on the pictures that it was fitted on."""
 
-    Args:
-        kernels: for each scale `(n, 3, side, side)`; biases: `(n,)`.
-    """
-
-    def __init__(self, fovea: Fovea, kernels: list[Tensor], biases: list[Tensor]) -> None:
+    def __init__(self, fovea: Fovea) -> None:
         super().__init__()
         self.fovea = fovea
-        for scale, side, n, kernel, bias in zip(fovea.scales, fovea.sides, fovea.components, kernels, biases,
-                                                strict=True):
-            if kernel.shape != (n, 3, side, side):
-                raise UserError(f"Dimension mismatch: a kernel of shape {tuple(kernel.shape)} at 1/{scale}, and "
-                                f"{fovea.identity()} has {(n, 3, side, side)}.")
-            self.register_buffer(f"kernel_{scale}", kernel.clone())
-            self.register_buffer(f"bias_{scale}", bias.clone())
+        for scale, side, n in zip(fovea.scales, fovea.sides, fovea.components, strict=True):
+            for name, shape in ((f"kernel_{scale}", (n, 3, side, side)), (f"bias_{scale}", (n,))):
+                self.register_parameter(name, nn.Parameter(torch.zeros(shape), requires_grad=False))
 
     def forward(self, pictures: Tensor) -> Tensor:
         fovea, codes = self.fovea, []
@@ -95,23 +88,28 @@ class FoveaCode(nn.Module):
         return torch.cat(codes, 1)
 
 
-@torch.no_grad()
-def fit_fovea(pictures: Tensor, fovea: Fovea, generator: torch.Generator, sites: int = 40_000) -> FoveaCode:
-    """Principal components of each window, from about `sites` windows of the pictures `(N, 3, h, w)` uint8; fewer than
-    asked for where the pictures vary along fewer."""
-    kernels, biases, counts = [], [], []
-    cells = (pictures.shape[-2] // fovea.cell) * (pictures.shape[-1] // fovea.cell)
-    some = torch.randperm(len(pictures), generator=generator)[: max(2, 4 * sites // cells)]
-    for place, (scale, side) in enumerate(zip(fovea.scales, fovea.sides, strict=True)):
-        found = []
-        for part in pictures[some].split(16):
-            windows = F.unfold(fovea.windows(part.float() / 255)[place], side, stride=fovea.cell // scale)
-            rows = windows.mT.flatten(0, 1)
-            found.append(rows[torch.randperm(len(rows), generator=generator)[: max(8, len(rows) // 4)]])
-        axes = principal_axes(torch.cat(found))
-        count = min(fovea.components[place], axes.axes.shape[1])
-        counts.append(count)
-        white = axes.whitening()[:, :count].mT
-        kernels.append(white.float().reshape(count, 3, side, side))
-        biases.append((-white @ axes.mean).float())
-    return FoveaCode(replace(fovea, components=tuple(counts)), kernels, biases)
+class FoveaFit:
+    """Principal components of each window, from pictures alone, which come in any number of batches."""
+
+    def __init__(self, fovea: Fovea, device: torch.device | str = "cpu") -> None:
+        self.fovea = fovea
+        self.moments = [Moments(3 * side**2, device) for side in fovea.sides]
+
+    def add(self, pictures: Tensor, draw: torch.Generator, share: float = 0.125) -> None:
+        """A random share of the windows of pictures `(b, 3, h, w)` in [0, 1]."""
+        for moments, picture, scale, side in zip(self.moments, self.fovea.windows(pictures), self.fovea.scales,
+                                                 self.fovea.sides, strict=True):
+            rows = F.unfold(picture, side, stride=self.fovea.cell // scale).mT.flatten(0, 1)
+            some = torch.randperm(len(rows), generator=draw)[: max(8, round(share * len(rows)))]
+            moments.add(rows[some.to(rows.device)])
+
+    def code(self, peers: Peers = ALONE) -> FoveaCode:
+        """The code so far; fewer components than asked for where the pictures vary along fewer axes."""
+        found = [moments.over(peers).axes() for moments in self.moments]
+        counts = [min(n, axes.axes.shape[1]) for n, axes in zip(self.fovea.components, found, strict=True)]
+        code = FoveaCode(replace(self.fovea, components=tuple(counts))).to(found[0].mean.device)
+        for axes, count, (kernel, bias) in zip(found, counts, zip(*[iter(code.parameters())] * 2, strict=True), strict=True):
+            white = axes.whitening()[:, :count].mT
+            kernel.data.copy_(white.reshape(kernel.shape))
+            bias.data.copy_(-white @ axes.mean)
+        return code

@@ -1,26 +1,34 @@
-"""How a stack on a grid learns, a layer at a time, from forward evaluations.
+"""How a stack on a grid learns, a layer a round, from forward evaluations.
 
 - `GridConfig`: how many layers and neurons, and how they are looked for.
-- `learn_stack`: codes and targets → a `GridStack` and the held-out loss after each layer.
+- `StackLearning`: codes and goals of lessons → a `GridStack`.
+- `LayerSearch`: one layer from rows at hand.
 
 Each layer: a linear readout of what it sees; candidates from pairs of sites where that leaves different errors
-(boosting); the neurons among them that explain most of it; a readout of all. It is kept if the held-out loss falls.
+(boosting); the neurons among them that explain most of it; sweeps that make them better together (tuning.py); a readout
+of all. It is kept if the held-out loss falls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError
 from .grids import GridLayer, GridStack
-from .pairs import Affine, draw_pairs, fit_readout, forward_selection
-from .teaching import Progress, quiet
+from .learning import Gathered, Learning, Pace
+from .lessons import Lessons
+from .neurons import Neurons
+from .pairs import Affine, draw_pairs
+from .peers import ALONE, Peers
+from .regression import Regression, forward_selection
+from .search import generator
+from .tuning import Rows, Tuning, read_out
 
-Maps = Callable[[slice], Tensor]  # pictures → their maps (b, c, h, w)
+Maps = Callable[[Lessons], Tensor]  # lessons → their maps (b, c, h, w)
 
 
 @dataclass(frozen=True)
@@ -31,119 +39,161 @@ class GridConfig:
         layers: at most; learning ends where the held-out loss stops falling.
         neurons: a layer.
         candidates: drawn a layer.
-        sites: that a layer learns from.
-        judged: of these, those that the candidates are judged on.
+        judged: rows that the candidates are drawn from and judged on.
         reach, context: as in `GridStack`.
         steepest, whitening: of the candidates, as in `draw_pairs`.
+        ridges: of which held-out rows choose one.
     """
 
     layers: int = 3
-    neurons: int = 448
-    candidates: int = 1536
-    sites: int = 60_000
-    judged: int = 24_000
+    neurons: int = 256
+    candidates: int = 1024
+    judged: int = 300_000
     reach: int = 1
     context: int = 32
     steepest: float = 2.0
     whitening: tuple[float, ...] = (0.0, 0.5)
-    ridges: tuple[float, ...] = (1e-5, 1e-4, 1e-3)
+    ridges: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """`count` pictures with `code(part)` `(b, r, h, w)` and `goal(part)` `(b, k, h, w)` for slices of them."""
-
-    count: int
-    code: Maps
-    goal: Maps
-
-    def parts(self, size: int = 16) -> list[slice]:
-        return [slice(start, min(start + size, self.count)) for start in range(0, self.count, size)]
-
-
-@torch.no_grad()
-def learn_stack(
-    lesson: Lesson, exam: Lesson, config: GridConfig, generator: torch.Generator, weighing: Tensor | None = None,
-    progress: Progress = quiet,
-) -> tuple[GridStack, list[float]]:
-    """Learn a stack.
+class LayerSearch:
+    """One layer: x `(N, d)` → y `(N, k)` by a linear readout of x and of tanh neurons on it.
 
     Args:
-        exam: held-out pictures.
-        weighing: `(k, q)`; errors are compared as error @ weighing when neurons are chosen; None: as they are.
+        key: of the pairs that are drawn.
+        weighing: `(k, q)`; errors count as error @ weighing when neurons are chosen and tuned; None: as they are.
+        peers: each draws its share of the candidates from its own rows; all of them are judged on all rows.
 
-    Returns:
-        The stack, and the held-out mean squared error of the mean and after each layer.
-
-    Raises:
-        UserError: not even the first layer helps on held-out pictures.
+    Attributes:
+        mean_loss: held-out loss of the fitted rows' mean.
     """
-    stack = GridStack([], config.reach, config.context)
-    guesses, exam_guesses, history = None, None, []
-    for number in range(1, config.layers + 1):
-        x, y = _sites(lesson, stack, guesses, config.sites, generator)
-        x_held, y_held = _sites(exam, stack, exam_guesses, config.sites // 3, generator)
-        history = history or [float((y_held - y.mean(0)).square().mean())]
-        layer, loss = _layer(x, y, x_held, y_held, config, generator, weighing)
-        progress(f"layer {number}: held-out loss {loss:.5f}, before {history[-1]:.5f}")
-        if loss >= history[-1]:
-            break
-        history.append(loss)
-        if stack.layers:
-            stack.layers[-1] = stack.layers[-1].first(config.context)  # nothing else of it is seen any more
-        if number < config.layers:
-            guesses = _guesses(lesson, stack, layer, guesses)
-            exam_guesses = _guesses(exam, stack, layer, exam_guesses)
-        stack.layers.append(layer)
-    if not stack.layers:
-        raise UserError(f"The first layer does no better on held-out pictures than their mean ({loss:.4g} against "
-                        f"{history[0]:.4g}): {lesson.count} pictures to learn from are too few, or have nothing in common; "
-                        "give more.")
-    return stack, history
+
+    def __init__(self, rows: Rows, config: GridConfig, *key: int, weighing: Tensor | None = None, peers: Peers = ALONE,
+                 tuned: bool = True) -> None:
+        linear, self._linear_loss, moments = read_out(rows, None, config.ridges, peers)
+        axes = moments.inputs.axes()
+        self.mean_loss = float(_held_variance(rows, moments.mean.float(), peers))
+        self._hidden, self._readout, self._held = None, linear, self._linear_loss
+        self.tuning: Tuning | None = None
+        judged, d = slice(0, max(1, config.judged // peers.count)), rows.x.shape[1]
+        x, y = rows.x[judged], rows.y[judged]
+        left = y - linear(x)
+        left = left if weighing is None else left @ weighing
+        drawn = draw_pairs(x, left, -(-config.candidates // peers.count), generator("pairs", *key, peers.rank),
+                           steepest=config.steepest, whitening=config.whitening, axes=axes)
+        drawn = Affine(peers.rows(drawn.weight), peers.rows(drawn.bias))
+        seen = Regression(d + len(drawn), y.shape[1], x.device)
+        for part in Rows(x, y, x, y).parts(d + len(drawn)):
+            seen.add(torch.cat([x[part], drawn(x[part])], 1), y[part])
+        chosen = forward_selection(seen.over(peers), min(config.neurons, len(drawn)), forced=d, weighing=weighing) - d
+        self.tuning = Tuning(rows, drawn[chosen], axes, config.ridges, weighing, peers)
+
+    @property
+    def held_loss(self) -> float:
+        """Mean squared error on held-out rows, the lowest so far."""
+        assert self.tuning is not None
+        return min(self._linear_loss, self.tuning.lowest)
+
+    def step(self) -> None:
+        """One sweep over the hidden neurons."""
+        assert self.tuning is not None
+        self.tuning.step()
+
+    def layer(self) -> GridLayer:
+        """The best layer so far; without neurons where these do not help held-out rows."""
+        assert self.tuning is not None
+        if self._linear_loss <= self.tuning.lowest:
+            d = self._readout.inputs
+            nothing = Affine(self._readout.weight.new_zeros(0, d), self._readout.weight.new_zeros(0))
+            return GridLayer.of(nothing, self._readout)
+        return GridLayer.of(*self.tuning.best)
 
 
-def _layer(x: Tensor, y: Tensor, x_held: Tensor, y_held: Tensor, config: GridConfig, generator: torch.Generator,
-           weighing: Tensor | None) -> tuple[GridLayer, float]:
-    """One layer from rows `(N, d)` and `(N, k)`."""
-    judged = slice(0, config.judged)
-    linear, _ = fit_readout(x[judged], y[judged], x_held, y_held, config.ridges)
-    left = y[judged] - linear(x[judged])
-    left = left if weighing is None else left @ weighing
-    drawn = draw_pairs(x[judged], left, config.candidates, generator, steepest=config.steepest,
-                       whitening=config.whitening)
-    features = torch.cat([x[judged], drawn(x[judged])], 1)
-    chosen = forward_selection(features, left, config.neurons, forced=x.shape[1]) - x.shape[1]
-    hidden = drawn[chosen]
-    readout, loss = fit_readout(_with(x, hidden), y, _with(x_held, hidden), y_held, config.ridges)
-    return GridLayer(hidden, readout), loss
+def _held_variance(rows: Rows, mean: Tensor, peers: Peers) -> Tensor:
+    total = peers.sum((rows.held_y - mean).double().square().sum())
+    return total / peers.sum(torch.tensor(float(rows.held_y.numel()), device=total.device))
 
 
-def _with(x: Tensor, hidden: Affine) -> Tensor:
-    return torch.cat([x, hidden(x)], 1)
+class StackLearning(Learning):
+    """Learns a stack, a layer a round.
 
+    Args:
+        stack: a stack without layers.
+        code, goal: what it sees of lessons, `(b, channels, h, w)`, and what it should say, `(b, k, h, w)`.
+        weighing: as for `LayerSearch`.
+    """
 
-def _sites(lesson: Lesson, stack: GridStack, guesses: Tensor | None, count: int, generator: torch.Generator
-           ) -> tuple[Tensor, Tensor]:
-    """What a layer sees and should say at `count` sites spread over the pictures, in random order."""
-    xs, ys = [], []
-    for part in lesson.parts():
-        code, goal = lesson.code(part), lesson.goal(part)
-        x = stack.inputs(code, None if guesses is None else guesses[part].float())  # (b, d, sites)
-        y, each = goal.flatten(2), -(-count // lesson.count)
-        for i in range(len(x)):
-            some = torch.randperm(x.shape[2], generator=generator)[:each]
-            xs.append(x[i][:, some].mT)
-            ys.append(y[i][:, some].mT)
-    x, y = torch.cat(xs), torch.cat(ys)
-    order = torch.randperm(len(x), generator=generator)
-    return x[order], y[order]
+    def __init__(self, stack: GridStack, code: Maps, goal: Maps, config: GridConfig, pace: Pace, peers: Peers,
+                 device: torch.device, weighing: Tensor | None = None) -> None:
+        super().__init__(pace, peers, device)
+        self.rounds, self.stack, self.config = config.layers, stack.to(device), config
+        self.code, self.goal, self.weighing = code, goal, weighing
+        self.gathered, self.search = Gathered(pace), None
+        self.losses: list[float] = []  # held out: of the mean, then after each layer that was kept
 
+    @torch.no_grad()
+    def see(self, lessons: Lessons, held: bool, position: int) -> None:
+        if self.over:
+            return
+        code = self.code(lessons)
+        x = self.stack.inputs(code, self.stack.guess(code))
+        self.gathered.take(x, self.goal(lessons).flatten(2), held, self.round, position)
 
-def _guesses(lesson: Lesson, stack: GridStack, layer: GridLayer, guesses: Tensor | None) -> Tensor:
-    """What the layer says of every picture, as far as the next one sees it: `(N, context, h, w)` float16."""
-    found = []
-    for part in lesson.parts():
-        code = lesson.code(part)
-        x = stack.inputs(code, None if guesses is None else guesses[part].float())
-        found.append(layer(x)[:, : stack.context].unflatten(2, code.shape[-2:]).half())
-    return torch.cat(found)
+    @torch.no_grad()
+    def work(self, last: bool) -> None:
+        if not self.over:
+            if self.search is None:
+                self._begin()
+            else:
+                self.search.step()
+            self.left = min(self.left, self.search.held_loss / self.losses[0])
+        self.done += 1
+        if last:
+            self._conclude()
+
+    def _begin(self) -> None:
+        self.search = LayerSearch(self.gathered.rows(), self.config, self.pace.seed, self.round, weighing=self.weighing,
+                                  peers=self.peers)
+        self.losses = self.losses or [self.search.mean_loss]
+
+    def _conclude(self) -> None:
+        if not self.over:
+            if self.search.held_loss < self.losses[-1]:
+                self.losses.append(self.search.held_loss)
+                self.stack.layers.append(self.search.layer())
+            else:
+                self.over = True
+        self.gathered, self.search = Gathered(self.pace), None
+        self.round, self.done = self.round + 1, 0
+
+    def model(self) -> GridStack | None:
+        """The stack so far. Of every layer but the last only what the next one sees is kept."""
+        if not len(self.stack.layers):
+            return None
+        first = self.stack.layers[:-1]
+        context = self.stack.context
+        sizes = [(layer.sizes[0], min(context, layer.sizes[1])) for layer in first] + [self.stack.layers[-1].sizes]
+        slim = GridStack(self.stack.channels, sizes, self.stack.reach, context).to(self.device)
+        for kept, layer in zip(slim.layers, self.stack.layers, strict=True):
+            outputs = kept.sizes[1]
+            for name, value in layer.named_parameters():
+                getattr(kept, name).copy_(value[:outputs] if name in ("skip", "out", "out_bias") else value)
+        return slim
+
+    def state(self) -> dict[str, Any]:
+        layers = [list(layer.parameters()) for layer in self.stack.layers]
+        return {"numbers": [self.round, self.over, self.left, self.done], "losses": self.losses, "layers": layers,
+                "gathered": self.gathered.state(), "tuning": None if self.search is None else self.search.tuning.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.round, self.over, self.left, self.done = state["numbers"]
+        self.losses = list(state["losses"])
+        for weight, bias, skip, out, out_bias in (map(self._here, layer) for layer in state["layers"]):
+            self.stack.layers.append(GridLayer.of(Affine(weight, bias), Neurons(torch.cat([skip, out], 1), out_bias)))
+        self.gathered.load_state(state["gathered"], self.device)
+        if state["tuning"] is not None:
+            self._begin()
+            self.search.tuning.load_state(state["tuning"])
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.data.to(self.device)

@@ -1,7 +1,8 @@
 """Layers of tanh neurons on a grid, each of which sees the guesses of the one before it in its neighbourhood.
 
 - `GridLayer`: hidden neurons and a linear readout. `GridStack`: some of them, one after the other.
-- `neighbourhood`: a map with its neighbours as channels.
+- `GridDecoder`: a stack that says every cell's pixels.
+- `neighbourhood`: a map with its neighbours as channels. `frequencies`: a cell's pixels as cosines.
 
 Depth and context are what a drop-in needs: one wide layer does not get there. So every layer sees the same code, and
 beside it the 3×3 guesses of the last layer around its site; what it reads out of both and of its neurons is the next
@@ -10,13 +11,14 @@ guess. A stack of n layers sees n − 1 sites beyond the code's own reach.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import UserError
 from .neurons import Neurons
 from .pairs import Affine
 
@@ -29,60 +31,110 @@ def neighbourhood(grid: Tensor, reach: int) -> Tensor:
     return F.unfold(F.pad(grid, (rim, rim, rim, rim), mode="replicate"), reach)
 
 
+def frequencies(cell: int) -> Tensor:
+    """Orthonormal rows `(3·cell², 3·cell²)`: cosines (DCT-II) of a cell's brightness and of two opponent colours, the
+    low ones and brightness first. Times a cell's pixels `(3·cell²,)` as `pixel_unshuffle` gives them: coefficients."""
+    colour = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+    colour /= colour.norm(dim=1, keepdim=True)
+    places = torch.arange(cell, dtype=torch.float64)
+    wave = torch.cos(math.pi / cell * (places + 0.5) * places[:, None]) * math.sqrt(2 / cell)  # a row a frequency
+    wave[0] /= math.sqrt(2)
+    height = (places[:, None].square() + places.square()).sqrt()
+    order = (height + torch.tensor([0.0, 2.0, 2.0])[:, None, None]).flatten().argsort(stable=True)
+    return torch.kron(colour, torch.kron(wave, wave))[order].float()
+
+
 class GridLayer(nn.Module):
-    """x → readout([x, tanh(W x + b)]) at every site.
+    """x → readout([x, tanh(W x + b)]) at every site: `inputs` numbers to `outputs`, by `neurons` neurons."""
 
-    Args:
-        hidden: `(n, d)` neurons.
-        readout: from d + n numbers to k.
-    """
-
-    def __init__(self, hidden: Affine, readout: Neurons) -> None:
+    def __init__(self, inputs: int, neurons: int, outputs: int) -> None:
         super().__init__()
+        shapes = {"weight": (neurons, inputs), "bias": (neurons,), "skip": (outputs, inputs), "out": (outputs, neurons),
+                  "out_bias": (outputs,)}
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape), requires_grad=False))
+
+    @classmethod
+    def of(cls, hidden: Affine, readout: Neurons) -> GridLayer:
+        """From `(n, d)` neurons and a linear readout of d + n numbers."""
         n, d = hidden.weight.shape
-        if readout.inputs != d + n:
-            raise UserError(f"Dimension mismatch: {n} neurons on {d} inputs give {d + n} numbers, and the readout has "
-                            f"shape {tuple(readout.weight.shape)}.")
-        weight = readout.weight * readout.scale[:, None]
-        self.register_buffer("weight", hidden.weight.clone())
-        self.register_buffer("bias", hidden.bias.clone())
-        self.register_buffer("skip", weight[:, :d].clone())
-        self.register_buffer("out", weight[:, d:].clone())
-        self.register_buffer("out_bias", readout.bias * readout.scale + readout.shift)
+        layer = cls(d, n, readout.outputs).to(hidden.weight.device)
+        parts = (hidden.weight, hidden.bias, readout.weight[:, :d], readout.weight[:, d:], readout.bias)
+        for parameter, value in zip(layer.parameters(), parts, strict=True):
+            parameter.copy_(value)
+        return layer
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Neurons and outputs."""
+        return len(self.weight), len(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(b, d, sites)` → `(b, k, sites)`."""
-        hidden = (self.weight @ x).add_(self.bias[:, None]).tanh_()
-        return (self.out @ hidden).add_(self.skip @ x).add_(self.out_bias[:, None])
+        hidden = torch.tanh(self.weight @ x + self.bias[:, None])
+        return self.out @ hidden + self.skip @ x + self.out_bias[:, None]
 
-    def first(self, outputs: int) -> GridLayer:
-        """This layer with its first outputs only: those that a next layer sees."""
-        readout = Neurons(torch.cat([self.skip, self.out], 1)[:outputs], self.out_bias[:outputs])
-        return GridLayer(Affine(self.weight, self.bias), readout)
+    def turned(self, matrix: Tensor, shift: float = 0.0) -> GridLayer:
+        """The layer that says `matrix` `(q, k)` times what this one says, plus `shift`."""
+        matrix = matrix.to(self.out.device)
+        readout = Neurons(matrix @ torch.cat([self.skip, self.out], 1), matrix @ self.out_bias + shift)
+        return GridLayer.of(Affine(self.weight, self.bias), readout)
 
 
 class GridStack(nn.Module):
-    """A code on a grid `(b, r, h, w)` → `(b, k, h, w)`.
+    """A code on a grid `(b, channels, h, w)` → `(b, k, h, w)`.
 
     Args:
-        layers: the first takes r·reach² numbers a site, the others 9·context more.
+        channels: of the code.
+        sizes: neurons and outputs of each layer.
         reach: side of the code's neighbourhood that every layer sees.
         context: the first channels of a guess that the next layer sees.
     """
 
-    def __init__(self, layers: Sequence[GridLayer], reach: int, context: int) -> None:
+    def __init__(self, channels: int, sizes: Sequence[tuple[int, int]], reach: int, context: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.reach, self.context = reach, context
+        self.channels, self.reach, self.context = channels, reach, context
+        self.layers = nn.ModuleList()
+        for neurons, outputs in sizes:
+            self.layers.append(GridLayer(self.seen, neurons, outputs))
+
+    @property
+    def seen(self) -> int:
+        """Numbers a site that the next layer would see."""
+        last = min(self.context, self.layers[-1].sizes[1]) if len(self.layers) else 0
+        return self.channels * self.reach**2 + 9 * last
+
+    def config(self) -> dict[str, Any]:
+        """What it is rebuilt from."""
+        return {"channels": self.channels, "sizes": [layer.sizes for layer in self.layers], "reach": self.reach,
+                "context": self.context}
 
     def inputs(self, code: Tensor, guess: Tensor | None) -> Tensor:
         """What a layer sees: `(b, d, h·w)`. `guess` `(b, ≥ context, h, w)` is the last layer's."""
         seen = neighbourhood(code, self.reach)
         return seen if guess is None else torch.cat([seen, neighbourhood(guess[:, : self.context], 3)], 1)
 
-    def forward(self, code: Tensor) -> Tensor:
+    def guess(self, code: Tensor) -> Tensor | None:
+        """What the last layer says; None where there is no layer."""
         guess = None
         for layer in self.layers:
             guess = layer(self.inputs(code, guess)).unflatten(2, code.shape[-2:])
-        assert guess is not None, "a stack has at least one layer"
         return guess
+
+    def forward(self, code: Tensor) -> Tensor:
+        guess = self.guess(code)
+        assert guess is not None, "a stack for use has at least one layer"
+        return guess
+
+
+class GridDecoder(nn.Module):
+    """Latents `(b, c, h, w)` → pictures `(b, 3, cell·h, cell·w)`, about [0, 1]: a stack that says every cell's pixels."""
+
+    def __init__(self, stack: GridStack, cell: int) -> None:
+        super().__init__()
+        self.stack, self.cell = stack, cell
+
+    def forward(self, latents: Tensor) -> Tensor:
+        if latents.ndim != 4 or latents.shape[1] != self.stack.channels:
+            raise ValueError(f"latents have shape (b, {self.stack.channels}, h, w); got {tuple(latents.shape)}")
+        return F.pixel_shuffle(self.stack(latents), self.cell)

@@ -1,16 +1,17 @@
-"""The native O-VAE: an image autoencoder of lapped filters and tanh neurons, learned without gradients.
+"""The native O-VAE: an image autoencoder of lapped filters and layers of tanh neurons, learned without gradients.
 
 - `NativeConfig`: its sizes.
-- `NativeAutoencoder`: encoder and decoder, one convolution each and one layer of neurons.
+- `NativeAutoencoder`: the encoder is one convolution, the decoder a `GridDecoder`.
 - `NativeCodec`, `open_checkpoint`: for use; checkpoints of the kind "ovae".
 
 It is a lapped transform (Malvar 1990) with learned filters. One site of the latent stands for 8×8 pixels. The encoder's
-filters are three blocks wide and overlap. The decoder sums overlapping patches, one for every channel of a site, so
-there are no seams between blocks; tanh neurons that see 3×3 sites add what no linear map can.
+filters are some blocks wide and overlap, and so does what a channel adds to the decoded picture, so there are no seams
+between blocks. The decoder's neurons, layer over layer, add what no linear map can.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +25,11 @@ from ..codec import Codec, Provenance
 from ..errors import UserError
 from ..hub import card_licence, file_hash, read_config
 from ..latent import Latent, LatentSpec, Point
+from .grids import GridDecoder, GridStack
 
+KIND = "ovae"
 BLOCK = 8  # pixels a site, each way
 PIXELS = 3 * BLOCK**2  # numbers in a block
-COLOURS = 3  # leading channels whose mean over a neighbourhood is mere brightness and hue
-_FLAT = 1e-2  # contrast, in standard deviations of the latent, below which a neighbourhood counts as flat
 
 
 @dataclass(frozen=True)
@@ -38,70 +39,51 @@ class NativeConfig:
     Attributes:
         channels: of the latent.
         window: blocks that an encoder's filter is wide.
-        context: sites that a decoded block sees, each way.
-        hidden: tanh neurons of the decoder.
+        reach: sites that a layer of the decoder sees, each way.
+        context: numbers of each neighbour's guess that a later layer sees.
+        sizes: neurons and outputs of each of the decoder's layers.
     """
 
     channels: int = 32
     window: int = 3
-    context: int = 3
-    hidden: int = 256
+    reach: int = 3
+    context: int = 48
+    sizes: Sequence[tuple[int, int]] = ((256, PIXELS),)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.channels <= PIXELS or self.hidden < 0:
-            raise ValueError(f"channels {self.channels}, hidden {self.hidden}: expected 1 <= channels <= {PIXELS} and "
-                             "hidden >= 0")
-        if self.window % 2 == 0 or self.context % 2 == 0:
-            raise ValueError(f"window {self.window}, context {self.context}: expected odd numbers of blocks")
+        if not 1 <= self.channels <= PIXELS:
+            raise ValueError(f"channels {self.channels}: expected 1 to {PIXELS}")
+        if self.window % 2 == 0 or self.reach % 2 == 0:
+            raise ValueError(f"window {self.window}, reach {self.reach}: expected odd numbers of blocks")
 
 
 class NativeAutoencoder(nn.Module):
-    """Encoder and decoder. Its parameters never ask for a gradient: see native_learning.py."""
+    """Encoder and decoder. How they are learned stands in native_learning.py."""
 
     def __init__(self, config: NativeConfig) -> None:
         super().__init__()
         self.config = config
         side = config.window * BLOCK
-        self.analysis = _fixed(config.channels, 3, side, side)
-        self.synthesis = _fixed(PIXELS, config.channels, config.context, config.context)
-        self.bias = _fixed(PIXELS)
-        self.spread = _fixed(config.channels)  # standard deviation of each channel, which the neurons divide by
-        if config.hidden:
-            self.hidden = _fixed(config.hidden, 9 * config.channels)
-            self.hidden_bias = _fixed(config.hidden)
-            self.output = _fixed(PIXELS, config.hidden)
+        self.analysis = nn.Parameter(torch.zeros(config.channels, 3, side, side), requires_grad=False)
+        self.decoder = GridDecoder(GridStack(config.channels, config.sizes, config.reach, config.context), BLOCK)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images `(b, 3, h, w)` in [0, 1], sides multiples of 8 → raw latent `(b, channels, h/8, w/8)`; beyond the
-        border the last pixels are repeated."""
-        margin = (self.config.window - 1) * BLOCK // 2
-        return F.conv2d(around(images - 0.5, margin), self.analysis, stride=BLOCK)
+        """Images `(b, 3, h, w)` in [0, 1], sides multiples of 8 → raw latent `(b, channels, h/8, w/8)`."""
+        return analysed(images, self.analysis)
 
     def decode(self, raw: Tensor) -> Tensor:
         """Raw latent `(b, channels, h, w)` → images `(b, 3, 8 h, 8 w)` in about [0, 1]."""
-        blocks = F.conv2d(around(raw, self.config.context // 2), self.synthesis, self.bias)
-        if self.config.hidden:
-            answers = self.neurons(*self.neuron_inputs(raw)) @ self.output.mT  # (b h w, 192)
-            blocks = blocks + answers.view(len(raw), -1, PIXELS).mT.reshape(blocks.shape)
-        return F.pixel_shuffle(blocks, BLOCK) + 0.5
+        return self.decoder(raw)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.decode(self.encode(images))
 
-    def neuron_inputs(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """What the neurons see of each site, `(b h w, 9 channels)`, and the contrast it was divided by, `(b h w, 1)`.
 
-        It is the site's 3×3 neighbourhood in standard deviations, the leading channels without their mean.
-        """
-        near = F.unfold(around(raw / self.spread.view(-1, 1, 1), 1), 3).mT.reshape(-1, raw.shape[1], 9)
-        leading = near[:, :COLOURS]
-        near = torch.cat([leading - leading.mean(2, keepdim=True), near[:, COLOURS:]], 1).flatten(1)
-        contrast = near.square().mean(1, keepdim=True).sqrt().clamp(min=_FLAT)
-        return near / contrast, contrast
-
-    def neurons(self, inputs: Tensor, contrast: Tensor) -> Tensor:
-        """contrast · tanh(W inputs + b), `(N, hidden)`: twice the contrast in a picture is twice the answer."""
-        return torch.tanh(torch.addmm(self.hidden_bias, inputs, self.hidden.mT)) * contrast
+def analysed(images: Tensor, filters: Tensor) -> Tensor:
+    """What filters `(n, 3, side, side)` say of every block of images `(b, 3, h, w)` in [0, 1] and its surroundings:
+    `(b, n, h/8, w/8)`; beyond the border the last pixels are repeated."""
+    margin = (filters.shape[-1] - BLOCK) // 2
+    return F.conv2d(F.pad(images - 0.5, (margin,) * 4, mode="replicate"), filters, stride=BLOCK)
 
 
 class NativeCodec(Codec):
@@ -126,27 +108,17 @@ def open_checkpoint(path: Path, name: str) -> Codec:
     try:
         config, spec = NativeConfig(**saved["model"]), LatentSpec.from_json(saved["spec"])
     except (KeyError, TypeError, ValueError) as failure:
-        raise UserError(f"{path / 'config.json'} does not describe a model of the kind ovae ({failure}): restore it "
+        raise UserError(f"{path / 'config.json'} does not describe a model of the kind {KIND} ({failure}): restore it "
                         "from its source.") from failure
     weights, card = path / "model.safetensors", path / "README.md"
     if not weights.exists():
         raise UserError(f"{weights} is missing: the checkpoint is incomplete; restore it from its source.")
-    with torch.device("meta"):
-        module = NativeAutoencoder(config)
+    module = NativeAutoencoder(config)
     try:
-        module.load_state_dict(load_file(weights), strict=True, assign=True)
+        module.load_state_dict({key: value.float() for key, value in load_file(weights).items()}, strict=True)
     except (RuntimeError, SafetensorError) as failure:
         reason = " ".join(str(failure).split())
         raise UserError(f"{weights} does not hold the model of its config.json ({reason}): restore it.") from failure
-    provenance = Provenance(name=name, kind="ovae", weights_hash=file_hash(weights), licence=card_licence(path),
+    provenance = Provenance(name=name, kind=KIND, weights_hash=file_hash(weights), licence=card_licence(path),
                             path=str(path), card=card.read_text(encoding="utf-8") if card.exists() else "")
     return NativeCodec(module, spec, provenance)
-
-
-def around(maps: Tensor, margin: int) -> Tensor:
-    """Maps `(b, c, h, w)` with `margin` rows and columns more on each side, the outermost repeated."""
-    return F.pad(maps, (margin,) * 4, mode="replicate") if margin else maps
-
-
-def _fixed(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(*shape), requires_grad=False)

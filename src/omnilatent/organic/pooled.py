@@ -1,9 +1,9 @@
-"""The pooled clone: an image → a few numbers, the mean of a teacher's latent over its grid. It only encodes.
+"""The pooled clone: an image → a few numbers, the mean of a teacher's latent over its grid.
 
 - `Retina`: what the encoder sees of a picture, computed and never stored; its identity is saved with the weights.
 - `PooledEncoder`: tanh neurons on patches at several scales → mean over the picture → linear.
 - `OrganicEncoder`: the bundled one by its name, a plain module `(b, 3, h, w)` → `(b, 4)`.
-- `PooledCodec`, `open_checkpoint`, `checkpoint_of`: the kind "ovae-pooled" of `hub.load`.
+- `Pooled`: it and, if wanted, a decoder. `PooledCodec`, `open_checkpoint`, `checkpoint_of`: the kind "ovae-pooled" of `hub.load`.
 
 The nonlinearity stands before the pooling, since a mean over the grid of what a patch tells is no linear function of
 the picture. How it is learned stands in pooled_learning.py.
@@ -25,11 +25,13 @@ from torch import Tensor, nn
 from .. import hub
 from ..codec import Codec, Provenance
 from ..errors import UserError
-from ..latent import Latent, LatentSpec, Point
+from ..latent import Latent, LatentSpec, Point, Size
+from .grids import GridLayer
 from .neurons import Neurons
 from .pairs import Affine
 
 KIND = "ovae-pooled"
+PICTURE = 64  # side of what the decoder says
 
 
 @dataclass(frozen=True)
@@ -110,30 +112,34 @@ class PooledEncoder(nn.Module):
 
     Args:
         retina: what it sees.
-        neurons: for each scale its tanh neurons on `(…, 3·patch²)`; none is allowed.
-        readout: the linear map on their means, one after the other.
+        sizes: tanh neurons at each scale; 0 is allowed.
+        outputs: k.
 
     Raises:
-        UserError: the neurons do not fit the retina, or the readout does not fit the neurons; both shapes are named.
+        UserError: there is not one size for each scale.
     """
 
-    def __init__(self, retina: Retina, neurons: Sequence[Affine], readout: Neurons) -> None:
+    def __init__(self, retina: Retina, sizes: Sequence[int], outputs: int) -> None:
         super().__init__()
-        if len(neurons) != len(retina.scales):
-            raise UserError(f"Dimension mismatch: {len(neurons)} groups of neurons, but the retina {retina.identity()} "
+        if len(sizes) != len(retina.scales):
+            raise UserError(f"Dimension mismatch: {len(sizes)} groups of neurons, but the retina {retina.identity()} "
                             f"has {len(retina.scales)} scales.")
-        self.retina = retina
+        self.retina, self.sizes = retina, list(sizes)
+        shapes = {"readout_weight": (outputs, sum(sizes)), "readout_bias": (outputs,)}
+        for scale, size in zip(retina.scales, sizes, strict=True):
+            shapes |= {f"weight_{scale}": (size, retina.inputs), f"bias_{scale}": (size,)}
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape), requires_grad=False))
+
+    @classmethod
+    def of(cls, retina: Retina, neurons: Sequence[Affine], readout: Neurons) -> PooledEncoder:
+        """From the neurons of each scale and the linear map on their means, one scale after the other."""
+        encoder = cls(retina, [len(group) for group in neurons], readout.outputs).to(readout.weight.device)
+        parts = {"readout_weight": readout.weight, "readout_bias": readout.bias}
         for scale, group in zip(retina.scales, neurons, strict=True):
-            if group.weight.shape[1] != retina.inputs:
-                raise UserError(f"Dimension mismatch: neurons of shape {tuple(group.weight.shape)} on patches of "
-                                f"{retina.inputs} numbers, those of the retina {retina.identity()}.")
-            self.register_buffer(f"weight_{scale}", group.weight.clone())
-            self.register_buffer(f"bias_{scale}", group.bias.clone())
-        if readout.inputs != sum(len(group) for group in neurons):
-            raise UserError(f"Dimension mismatch: the readout takes {readout.inputs} numbers, and there are "
-                            f"{sum(len(group) for group in neurons)} neurons.")
-        self.register_buffer("readout_weight", readout.weight * readout.scale[:, None])
-        self.register_buffer("readout_bias", readout.bias * readout.scale + readout.shift)
+            parts |= {f"weight_{scale}": group.weight, f"bias_{scale}": group.bias}
+        encoder.load_state_dict(parts)
+        return encoder
 
     @property
     def outputs(self) -> int:
@@ -151,7 +157,7 @@ class PooledEncoder(nn.Module):
             if len(weight):
                 kernel = weight.view(-1, 3, retina.patch, retina.patch)
                 sums = F.conv2d(picture.to(weight.dtype), kernel, bias, retina.stride(scale))
-                found.append(sums.tanh_().mean((2, 3)))
+                found.append(torch.tanh(sums).mean((2, 3)))
         return torch.cat(found, 1)
 
 
@@ -174,7 +180,7 @@ class OrganicEncoder(nn.Module):
         if not isinstance(codec, PooledCodec):
             raise UserError(f"{name} is a codec of the kind {codec.provenance.kind}, and OrganicEncoder opens only "
                             f"{KIND}: use omnilatent.load({str(name)!r}).")
-        self.encoder = codec.module
+        self.encoder = codec.module.encoder
         self.provenance = codec.provenance
 
     def forward(self, images: Tensor) -> Tensor:
@@ -188,41 +194,59 @@ class OrganicEncoder(nn.Module):
         return self.encoder(images)
 
 
+class Pooled(nn.Module):
+    """The encoder and, where there is one, a decoder `(b, k)` → `(b, 3, 64, 64)`."""
+
+    def __init__(self, encoder: PooledEncoder, decoder: GridLayer | None = None) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """`(b, k, 1, 1)` → pictures at the retina's size, made of 64² pixels, about [0, 1]."""
+        assert self.decoder is not None, "asked only where there is a decoder"
+        small = self.decoder(latents.flatten(2)).view(-1, 3, PICTURE, PICTURE)
+        size = self.encoder.retina.size
+        return F.interpolate(small, (size, size), mode="bilinear")
+
+
 class PooledCodec(Codec):
-    """The pooled clone for use. `encode` gives a `Point` of `(b, k, 1, 1)`, whatever the images' size."""
+    """The pooled clone for use. `encode` gives a `Point` of `(b, k, 1, 1)`, whatever the images' size. Where it decodes,
+    pictures come out at the retina's size, or at the size asked for."""
 
-    module: PooledEncoder
+    module: Pooled
 
-    def __init__(self, module: PooledEncoder, provenance: Provenance) -> None:
+    def __init__(self, module: Pooled, provenance: Provenance) -> None:
         super().__init__(module, spec_of(module), provenance)
 
     def _encode(self, images: Tensor) -> Latent:
-        return Point(self.module(images)[..., None, None].float())
+        return Point(self.module.encoder(images)[..., None, None].float())
 
     def _encode_any(self, images: Tensor) -> Latent:
         return self._encode(self._floats(images))  # not padded: resized
 
-    # Its weights are buffers.
-    @property
-    def device(self) -> torch.device:
-        return self.module.readout_weight.device
+    def _decode(self, raw: Tensor) -> Tensor:
+        return self.module.decode(raw)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.module.readout_weight.dtype
-
-    def parameter_count(self) -> int:
-        return sum(buffer.numel() for buffer in self.module.buffers())
+    def decode(self, latent: Latent | Tensor, size: Size | None = None) -> Tensor:
+        """As `Codec.decode`, but stretched to the size, as pictures were when they were encoded."""
+        z = latent if isinstance(latent, Tensor) else latent.mode()
+        size = size or (None if isinstance(latent, Tensor) else latent.size)
+        images = super().decode(z)
+        return images if size in (None, images.shape[-2:]) else F.interpolate(images, size, mode="bilinear").clamp(0, 1)
 
 
-def spec_of(module: PooledEncoder) -> LatentSpec:
+def spec_of(module: Pooled) -> LatentSpec:
     """One latent pixel for the whole picture, in the teacher's normalised units."""
-    return LatentSpec(channels=module.outputs, downsampling=module.retina.size, kind="point", decodes=False)
+    encoder = module.encoder
+    return LatentSpec(channels=encoder.outputs, downsampling=encoder.retina.size, kind="point",
+                      decodes=module.decoder is not None)
 
 
-def checkpoint_of(module: PooledEncoder, teacher: Provenance) -> dict[str, Any]:
-    """The `model` entry of its config.json: the retina's identity, and whose clone it is."""
-    return {"retina": asdict(module.retina),
+def checkpoint_of(module: Pooled, teacher: Provenance) -> dict[str, Any]:
+    """The `model` entry of its config.json: the retina's identity, its sizes, and whose clone it is."""
+    encoder, decoder = module.encoder, module.decoder
+    return {"retina": asdict(encoder.retina), "sizes": encoder.sizes,
+            "decoder": None if decoder is None else decoder.sizes[0],
             "teacher": {"name": teacher.name, "kind": teacher.kind, "weights_hash": teacher.weights_hash}}
 
 
@@ -234,8 +258,9 @@ def open_checkpoint(path: Path, name: str) -> Codec:
     """
     saved, weights = hub.read_config(path), path / "model.safetensors"
     try:
-        fields = saved["model"]["retina"]
-        retina = Retina(**{**fields, "scales": tuple(fields["scales"])})
+        model = saved["model"]
+        retina = Retina(**{**model["retina"], "scales": tuple(model["retina"]["scales"])})
+        sizes, hidden = model["sizes"], model["decoder"]
         channels = LatentSpec.from_json(saved["spec"]).channels
     except (KeyError, TypeError) as failure:
         raise UserError(f"{path / 'config.json'} does not describe a model of the kind {KIND} ({failure}): restore it "
@@ -244,15 +269,13 @@ def open_checkpoint(path: Path, name: str) -> Codec:
         raise UserError(f"{path} was learned behind the retina {retina.identity()}, and this version computes only "
                         f"{Retina.kind} in [{Retina.low:g}, {Retina.high:g}]: learn it anew.")
     try:
-        tensors = {key: value.float() for key, value in load_file(weights).items()}
-        groups = [Affine(tensors[f"weight_{s}"], tensors[f"bias_{s}"]) for s in retina.scales]
-        readout = Neurons(tensors["readout_weight"], tensors["readout_bias"])
-    except (OSError, SafetensorError, KeyError) as failure:
-        raise UserError(f"{weights} is not a whole pooled clone ({failure}): fetch it again.") from failure
-    if readout.outputs != channels:
-        raise UserError(f"{weights} gives latents of shape (b, {readout.outputs}, 1, 1), but its config.json states "
-                        f"(b, {channels}, 1, 1): they belong to two models.")
+        decoder = None if hidden is None else GridLayer(channels, hidden, 3 * PICTURE**2)
+        module = Pooled(PooledEncoder(retina, sizes, channels), decoder)
+        module.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+    except (OSError, RuntimeError, SafetensorError) as failure:
+        reason = " ".join(str(failure).split())
+        raise UserError(f"{weights} is not the pooled clone of its config.json ({reason}): fetch it again.") from failure
     card = path / "README.md"
     provenance = Provenance(name=name, kind=KIND, weights_hash=hub.file_hash(weights), licence=hub.card_licence(path),
                             path=str(path), card=card.read_text(encoding="utf-8") if card.exists() else "")
-    return PooledCodec(PooledEncoder(retina, groups, readout), provenance)
+    return PooledCodec(module, provenance)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .neurons import Neurons, chunks
+from .peers import Peers
 from .retina import Axes, Moments
 
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -71,6 +72,13 @@ class Regression:
         explained = (weight * (2 * self.cross.mT - weight @ self.inputs.second)).sum(1)
         shifted = bias * (2 * self.sum - 2 * weight @ self.inputs.sum - n * bias)
         return (self.squares - explained - shifted) / n
+
+    def over(self, peers: Peers) -> Regression:
+        """Those of the rows of all processes."""
+        found = Regression(0, 0)
+        found.cross, found.sum, found.squares = map(peers.sum, (self.cross, self.sum, self.squares))
+        found.inputs = self.inputs.over(peers)
+        return found
 
     def state(self) -> dict[str, Tensor]:
         own = {name: getattr(self, name).clone() for name in ("cross", "sum", "squares")}

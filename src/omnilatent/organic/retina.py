@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .neurons import chunks
+from .peers import Peers
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ class Moments:
         """Those of some of the inputs, by their indices."""
         found = Moments(0)
         found.count, found.sum, found.second = self.count, self.sum[inputs], self.second[inputs][:, inputs]
+        return found
+
+    def over(self, peers: Peers) -> Moments:
+        """Those of the inputs of all processes."""
+        found = Moments(0)
+        for name in self.NAMES:
+            setattr(found, name, peers.sum(getattr(self, name)))
         return found
 
     def axes(self, floor: float = 1e-7) -> Axes:
