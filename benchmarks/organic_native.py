@@ -1,12 +1,11 @@
-"""The native O-VAE: learn it, bundle it, measure it beside its nulls.
+"""The native O-VAEs beside their nulls, their twins trained with gradients, and TAEF2.
 
-    python benchmarks/organic_native.py learn ovae-f8c32 --data ../shared/data --weights src/omnilatent/weights
-    python benchmarks/organic_native.py measure --data ../shared/data
+    python benchmarks/organic_native.py [--runs runs/organic]
 
-`learn` makes one bundled model without gradients. `measure` puts all of them beside TAEF2 and beside principal
-components of 8×8 blocks with a ridge regression on 3×3 latents (the null: what textbooks have), on the 100 val photos at
-256² and on the Kodak photos in their own size, writes results/organic_native.json, a sheet of crops, and each model's
-card. DATA holds imagenet-1k-sample/, kodak/ and taef2/. Speed is that of one thread.
+The nulls are principal components of 8×8 blocks with a ridge regression on 3×3 latents: what textbooks have. The twins are
+the runs twin-native-* of organic_clones.py, where they are there. On the 100 val photos at 256² and on the Kodak photos in
+their own size; writes results/organic_native.json, a sheet of crops, and each bundled model's card. DATA holds
+imagenet-1k-sample/, kodak/ and taef2/. Speed is that of one thread.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import variants  # noqa: E402
+from organic_clones import RUNS  # noqa: E402
 
 from omnilatent import hub  # noqa: E402
 from omnilatent.codec import Codec  # noqa: E402
@@ -37,10 +37,10 @@ from omnilatent.data.training import batches  # noqa: E402
 from omnilatent.data.samples import TrainingImages  # noqa: E402
 from omnilatent.latent import LatentSpec  # noqa: E402
 from omnilatent.metrics.pixel import high_frequency_ratio, psnr, ssim  # noqa: E402
-from omnilatent.organic.native import BLOCK, NativeConfig, around  # noqa: E402
-from omnilatent.organic.native_learning import NativeLearning, learn, measured_spec  # noqa: E402
+from omnilatent.organic.grids import neighbourhood  # noqa: E402
+from omnilatent.organic.native import BLOCK  # noqa: E402
 
-MODELS = {f"ovae-f8c{channels}": NativeConfig(channels) for channels in (4, 16, 32)}
+MODELS = {4: "ovae-f8c4", 16: "ovae-f8c16", 32: "ovae-f8c32"}
 RESULTS = Path(__file__).parent / "results" / "organic_native.json"
 SIZE = 256
 TRAIN, VAL = "imagenet-1k-sample/train.tar", "imagenet-1k-sample/val.tar"
@@ -49,47 +49,16 @@ LICENCE = ("MIT for the weights as far as they are ours; the training photos are
 
 
 @dataclass(frozen=True)
-class Learn:
-    """Learn one model and write it with a card that has no figures yet."""
-
-    name: tyro.conf.Positional[str]
-    data: Path
-    weights: Path = Path("src/omnilatent/weights")
-    crops: int = 400
-    """Training crops of 256²; crop and mirroring are keyed by the seed."""
-    learning: NativeLearning = NativeLearning()
-
-
-@dataclass(frozen=True)
 class Measure:
-    """Measure all models beside TAEF2 and the null, and write their figures into their cards."""
+    """Measure all models beside TAEF2, null and twin, and write their figures into their cards."""
 
-    data: Path
+    data: Path = Path("../shared/data")
+    runs: Path = Path("runs/organic")
     weights: Path = Path("src/omnilatent/weights")
     limit: int | None = None
     """Most photos of each set."""
     teacher: bool = True
     """Measure TAEF2 too, which takes ten minutes."""
-
-
-def main(options: Learn | Measure) -> None:
-    learn_one(options) if isinstance(options, Learn) else measure(options)
-
-
-def learn_one(options: Learn) -> None:
-    """Crops → weights: fp16, in the folder of the name."""
-    config, begin = MODELS[options.name], time.perf_counter()
-    crops = training_crops(options.data, options.crops, options.learning.seed)
-
-    def report(line: str) -> None:
-        print(f"{time.perf_counter() - begin:5.0f} s  {line}", flush=True)
-
-    model = learn(crops, config, options.learning, report)
-    spec = measured_spec(model, crops[:128])
-    record = {"recipe": options.name, "crops": options.crops, "size": SIZE, **asdict(options.learning),
-              "seconds": round(time.perf_counter() - begin), "threads": torch.get_num_threads()}
-    half = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    write(options.weights / options.name, asdict(model.config), spec, half, record, "")
 
 
 def training_crops(data: Path, count: int, seed: int) -> Tensor:
@@ -98,21 +67,17 @@ def training_crops(data: Path, count: int, seed: int) -> Tensor:
     return torch.cat([batch.images for batch in batches(images, 1, 0, count)])
 
 
-def write(folder: Path, model: dict, spec: LatentSpec, tensors: dict[str, Tensor], record: dict, card: str) -> None:
-    with hub.new_folder(folder) as new:
-        hub.write_model(new, "ovae", model, spec, tensors, card, training=record)
-
-
 def measure(options: Measure) -> None:
     """Every codec on every set; then the table, the pictures and the cards."""
     sets = {"val, 256²": EvaluationImages(open_images(str(options.data / VAL)), SIZE, options.limit),
             "Kodak, own size": EvaluationImages(open_images(str(options.data / "kodak")), None, options.limit)}
     crops = training_crops(options.data, 200, 0)
     codecs: dict[str, Callable[[], Codec | Null]] = {}
-    for name, config in MODELS.items():
-        if (options.weights / name).exists():
-            codecs[name] = lambda name=name: hub.load(options.weights / name)
-            codecs[f"PCA + ridge, {config.channels}"] = lambda n=config.channels: null(crops, n)
+    for channels, name in MODELS.items():
+        codecs[name] = lambda name=name: hub.load(options.weights / name)
+        codecs[f"PCA + ridge, {channels}"] = lambda n=channels: null(crops, n)
+        if (twin := options.runs / f"twin-native-{channels}" / "final").exists():
+            codecs[f"with gradients, {channels}"] = lambda twin=twin: hub.load(twin)
     if options.teacher:
         codecs["TAEF2"] = lambda: hub.load(options.data / "taef2")
     rows, shown = {}, {}
@@ -124,9 +89,8 @@ def measure(options: Measure) -> None:
                   "seconds": "CPU time, median of 15 calls on one uint8 256² image, one thread, preprocessing included"}
     RESULTS.write_text(json.dumps({"conditions": conditions, "codecs": rows}, indent=1, ensure_ascii=False) + "\n")
     picture(sets["Kodak, own size"], shown, rows)
-    for name in MODELS:
-        if name in rows:
-            write_card(options.weights / name, name, rows)
+    for name in MODELS.values():
+        write_card(options.weights / name, name, rows)
 
 
 def row(codec: Codec | Null, sets: dict[str, EvaluationImages]) -> tuple[dict, list[Tensor]]:
@@ -202,7 +166,7 @@ class Null:
         return F.conv2d(F.pad(floats, (0, right, 0, below), mode="replicate") - 0.5, self.components, stride=BLOCK)
 
     def decode(self, latent: Tensor) -> Tensor:
-        return (F.pixel_shuffle(F.conv2d(around(latent, 1), self.weight, self.bias), BLOCK) + 0.5).clamp(0, 1)
+        return (F.pixel_shuffle(F.conv2d(F.pad(latent, (1, 1, 1, 1), mode="replicate"), self.weight, self.bias), BLOCK) + 0.5).clamp(0, 1)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         return self.decode(self.encode(images))[..., : images.shape[-2], : images.shape[-1]]
@@ -216,7 +180,7 @@ def null(crops: Tensor, channels: int, ridge: float = 1e-5) -> Null:
     code = Null(vectors.mT.reshape(channels, 3, BLOCK, BLOCK), torch.empty(0), torch.empty(0))
     across, towards = 0, 0
     for part, target in zip(crops.split(8), blocks, strict=True):
-        seen = F.unfold(around(code.encode(part), 1), 3).mT.flatten(0, 1)
+        seen = neighbourhood(code.encode(part), 3).mT.flatten(0, 1)
         seen = torch.cat([seen, torch.ones(len(seen), 1)], 1)
         across, towards = across + (seen.mT @ seen).double(), towards + (seen.mT @ target).double()
     across = across + ridge * across.diagonal().mean() * torch.eye(len(across))
@@ -245,8 +209,9 @@ def write_card(folder: Path, name: str, rows: dict[str, dict]) -> None:
     """The same weights with the figures of `rows` in their card."""
     saved, tensors = hub.read_config(folder), load_file(folder / "model.safetensors")
     channels, record = saved["spec"]["channels"], saved["training"]
+    command, options = RUNS[f"native-{channels}"]
     lines = []
-    for label in [name, f"PCA + ridge, {channels}", *(["TAEF2"] if "TAEF2" in rows else [])]:
+    for label in [name, f"PCA + ridge, {channels}", *(label for label in [f"with gradients, {channels}"] if label in rows), *(["TAEF2"] if "TAEF2" in rows else [])]:
         for images in ("val, 256²", "Kodak, own size"):
             f = rows[label][images]
             lines.append(f"| {label} | {images} | {f['n']} | {f['psnr']:.2f} | {f['ssim']:.3f} | "
@@ -257,9 +222,10 @@ def write_card(folder: Path, name: str, rows: dict[str, dict]) -> None:
         "---\nlicense: other\nlicense_name: mit-trained-on-imagenet\nlibrary_name: omnilatent\n---\n"
         f"# {name}\n\n"
         f"Native O-VAE: an image autoencoder learned without gradients, f8, {channels} channels, "
-        f"{rows[name]['parameters']:,} parameters, {size / 1e6:.2f} MB as fp16. Learned in {record['seconds']} s on one "
-        f"CPU thread from {record['crops']} crops of {record['size']}² of the ImageNet sample's train photos, by "
-        "forward evaluations alone.\n\n"
+        f"{rows[name]['parameters']:,} parameters, {size / 1e6:.2f} MB as fp16. Learned in minutes on an H200 from "
+        f"{record['views']} views of 753 of the ImageNet sample's train photos, {record['sites']:,} places of them a layer, by "
+        "forward evaluations alone. \"With gradients\" is a model of the same layers, trained end to end by Adam from random "
+        "weights for 4,000 steps of 16 pictures.\n\n"
         "Measured on the fp16 file as loaded (fp32 arithmetic, output in 8 bits); milliseconds of CPU for one uint8 256² "
         "image on one thread, preprocessing included. TAEF2 has 32 channels and is not made for PSNR alone.\n\n"
         "| codec | images | N | PSNR dB | SSIM | high-frequency power | encode ms | decode ms |\n"
@@ -270,14 +236,14 @@ def write_card(folder: Path, name: str, rows: dict[str, dict]) -> None:
         f"{latent['lost_noise_0.2']} dB.\n\n"
         "PSNR is what it is made for: fine texture that its channels do not hold comes out smooth, not invented.\n\n"
         f"Licence: {LICENCE}.\n\n"
-        f"Command: `python benchmarks/organic_native.py learn {name} --data ../shared/data --crops {record['crops']} "
-        f"--learning.sites {record['sites']} --learning.turns {record['turns']}`, "
-        "then `python benchmarks/organic_native.py measure --data ../shared/data`.\n"
+        f"Command: `omnilatent clone {command} --data ../shared/data/imagenet-1k-sample/train.tar --views 6 {options} "
+        "--sites 600000 --candidates 2048`, then `python benchmarks/organic_native.py`.\n"
     )
-    write(folder, saved["model"], LatentSpec.from_json(saved["spec"]), tensors, record, card)
+    with hub.new_folder(folder) as new:
+        hub.write_model(new, "ovae", saved["model"], LatentSpec.from_json(saved["spec"]), tensors, card, training=record)
 
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
-    main(tyro.cli(Learn | Measure))
+    measure(tyro.cli(Measure))

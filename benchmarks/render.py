@@ -98,6 +98,16 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "two-gpus": lambda: tables.two_gpus("store_two_gpus"),
         "tiles": lambda: tables.tiles("tiles"),
     },
+    "docs/organic.md": {
+        "speed": lambda: tables.organic_speed(tables.results("organic_speed")),
+        "pooled": lambda: tables.organic_pooled(tables.results("organic_clones")),
+        "grid": lambda: tables.organic_grid(tables.results("organic_clones")),
+        "hybrid": lambda: tables.organic_hybrid(tables.results("organic_hybrid")),
+        "native": lambda: tables.organic_native(tables.results("organic_native")),
+        "scale": lambda: tables.organic_scale(tables.results("organic_clones")),
+        "hidden": lambda: tables.organic_hidden(tables.results("organic_hidden")),
+        "downstream": lambda: tables.organic_downstream(tables.results("organic_downstream")),
+    },
     "docs/experiments.md": {"trials": tables.trials, "latents": tables.latents},
 }
 

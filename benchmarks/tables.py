@@ -200,6 +200,69 @@ def organic_downstream(record: dict[str, Any]) -> str:
     return text
 
 
+def organic_pooled(record: dict[str, Any]) -> str:
+    """Four numbers a picture: clones, twin and nulls of both teachers."""
+    rows = []
+    for teacher in ("taef2", "kl-f8-small"):
+        found = record[teacher]
+        for label, row in found.items():
+            if "l2" in row or "decoder_psnr_64" in row:
+                faster = times(found["teacher"]["encode_ms"], row.get("encode_ms"))
+                rows.append([teacher, label, *(number(row.get(name), 3) for name in ("r2", "cosine", "l2")),
+                             number(row.get("encode_ms"), 2), faster, number(row.get("decoder_psnr_64"), 2)])
+    heads = ["teacher", "", "R²", "cosine", "L2", "encode [ms]", "times as fast as the teacher", "decoder at 64² [dB]"]
+    return table(heads, rows, 2)
+
+
+def organic_grid(record: dict[str, Any]) -> str:
+    """Drop-ins: clones after every layer, twin and nulls of both teachers."""
+    rows = []
+    for teacher in ("taef2", "kl-f8-small"):
+        found = record[teacher]
+        rows.append([teacher, "the teacher itself", "", number(found["teacher"]["psnr"], 2), number(found["teacher"]["psnr"], 2),
+                     "", number(found["teacher"]["encode_ms"], 1), number(found["teacher"]["decode_ms"], 1), ""])
+        for label, row in found.items():
+            if ("encoder_psnr" in row or "decoder_psnr" in row) and not label.startswith("scale"):
+                rows.append([teacher, label, *(number(row.get(name), 3 if name == "r2" else 2) for name in
+                                               ("r2", "encoder_psnr", "decoder_psnr", "both_psnr")),
+                             number(row.get("encode_ms"), 1), number(row.get("decode_ms"), 1),
+                             number(row.get("bytes") and row["bytes"] / 1e6, 2)])
+    heads = ["teacher", "", "R² of latents", "organic encoder, teacher's decoder [dB]",
+             "teacher's encoder, organic decoder [dB]", "both organic [dB]", "encode [ms]", "decode [ms]", "both [MB]"]
+    return table(heads, rows, 2)
+
+
+def organic_scale(record: dict[str, Any]) -> str:
+    """Against the number of photos."""
+    rows = [[count, number(record["native, by photos"].get(count, {}).get("psnr"), 2),
+             *(number(record["taef2"].get(f"scale-taef2-{count}", {}).get(name), digits)
+               for name, digits in (("r2", 3), ("encoder_psnr", 2)))] for count in ("30", "100", "300", "753")]
+    return table(["photos", "native, 16 channels [dB]", "TAEF2 encoder, R²", "TAEF2 encoder [dB]"], rows)
+
+
+def organic_native(record: dict[str, Any]) -> str:
+    """Native O-VAEs, nulls, twins and TAEF2."""
+    rows = [[label, number(row.get("parameters") and row["parameters"] / 1e6, 2),
+             *(number(row[images][name], 3 if name == "ssim" else 2) for images in ("Kodak, own size", "val, 256²")
+               for name in ("psnr", "ssim")), number(row["Kodak, own size"]["high_frequency_power"], 2),
+             number(row["encode_ms"], 1), number(row["decode_ms"], 1)] for label, row in record["codecs"].items()]
+    heads = ["", "M parameters", "Kodak [dB]", "SSIM", "val [dB]", "SSIM", "high-frequency power", "encode [ms]", "decode [ms]"]
+    return table(heads, rows)
+
+
+def organic_hidden(record: dict[str, Any]) -> str:
+    """Ways to 512 hidden neurons."""
+    return table(["512 tanh neurons", "R² held out", "seconds on an H200"],
+                 [[label, number(row["r2"], 3), number(row["seconds"], 1)] for label, row in record["found"].items()])
+
+
+def organic_hybrid(record: dict[str, Any]) -> str:
+    """Organic layers with a part of the teacher."""
+    return table(["", "PSNR [dB]", "encode [ms]", "decode [ms]"],
+                 [[label, number(row["psnr"], 2), number(row["encode_ms"], 1), number(row["decode_ms"], 1)]
+                  for label, row in record["rows"].items()])
+
+
 def trials(name: str = "trials") -> str:
     rows = [[t["trial"], number(t.get("parameters") and t["parameters"] / 1e6, 2), number(t["val_psnr"], 2),
              number(t.get("val_ssim"), 3), number(t.get("val_spectrum_high"), 3), number(t["kodak_native_psnr"], 2),

@@ -56,12 +56,14 @@ def draw_pairs(
         whitening: powers of the whitening, an equal share of the candidates each; 0 is SWIM as published.
         axes: the inputs' principal axes where they are known already.
     """
-    axes = axes or principal_axes(inputs)
-    centred = inputs - axes.mean.float()
+    if axes is None and any(whitening):
+        axes = principal_axes(inputs)
+    mean = inputs.mean(0) if axes is None else axes.mean.float()
+    centred = inputs - mean
     shares = [count // len(whitening) + (i < count % len(whitening)) for i in range(len(whitening))]
     weights = []
     for power, share in zip(whitening, shares, strict=True):
-        if power == 0:
+        if axes is None or power == 0:
             to_white, seen = None, centred
         else:
             stretch = (axes.variances + 1e-3 * axes.variances.mean()).pow(-power / 2)
@@ -70,7 +72,7 @@ def draw_pairs(
         weight, bias = _pairs(seen, targets, share, generator, steepest)
         weights.append((weight if to_white is None else weight @ to_white.mT, bias))
     weight = torch.cat([w for w, _ in weights])
-    return Affine(weight, torch.cat([b for _, b in weights]) - weight @ axes.mean.float())
+    return Affine(weight, torch.cat([b for _, b in weights]) - weight @ mean)
 
 
 def _pairs(seen: Tensor, targets: Tensor, count: int, generator: torch.Generator, steepest: float

@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..training.config import check_least
 from .neurons import Neurons, check_pairs, squared_errors
+from .pairs import draw_pairs
 from .probes import fit_linear
 from .report import FitReport
 from .retina import principal_axes
 from .search import generator, vertex
 
 _FORMAT = "omnilatent.organic.stack/1"
-_HALF = 0.5493061443340549  # artanh ½
 _NEW = 1e-2  # share of a neuron's length that what the ones before explain must leave, or the readout loses fp32 digits
 
 
@@ -189,15 +189,9 @@ class _Growth:
         n, count = len(self.seen), self.config.candidates
         rows = torch.randint(n, (min(n, self.config.search_rows),), generator=draw)
         x, left = self.seen[rows], self.residual[rows]
-        pairs = torch.randint(len(rows), (2, 8 * count), generator=draw)
-        spread = x.std(0).clamp(min=1e-6)
-        apart = (x[pairs[1]] - x[pairs[0]]) / spread  # (8 c, d): inputs of different units count alike
-        distance = apart.square().sum(1).clamp(min=1e-12)
-        slope = (left[pairs[1]] - left[pairs[0]]).norm(dim=1) / distance.sqrt()
-        slope = torch.where(pairs[0] != pairs[1], slope, 0.0) + 1e-12
-        chosen = torch.multinomial(slope, count, generator=draw)
-        weights = 2 * _HALF * apart[chosen] / distance[chosen, None] / spread  # (c, d)
-        biases = -(weights * (x[pairs[0, chosen]] + x[pairs[1, chosen]])).sum(1) / 2
+        spread = x.std(0).clamp(min=1e-6)  # inputs of different units count alike
+        drawn = draw_pairs(x / spread, left, count, draw, steepest=1.0, whitening=(0.0,))
+        weights, biases = drawn.weight / spread, drawn.bias  # (c, d), (c,)
         values = torch.tanh(x @ weights.mT + biases)  # (rows, c)
         before = self.made[:self.count, rows]
         new = values - before.mT @ (before @ values / len(rows))
