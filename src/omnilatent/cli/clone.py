@@ -160,7 +160,7 @@ def _teach(folder: Path, teacher: Codec | None, photos: ImageSource, views: int,
 
     with progress_bar(fabric.is_global_zero and not quiet) as bar, stop_on_signal() as stop:
         row = bar.add_task(what, total=None, numbers="")
-        unreadable = write_lessons(folder, teacher, photos, config.size, views, config.seed,
+        unreadable = write_lessons(folder, teacher, photos, config.side, views, config.seed,
                                    lambda done, total: bar.update(row, completed=done, total=total), stop,
                                    fabric.global_rank, fabric.world_size)
         if stop:
@@ -205,7 +205,7 @@ def _report(teacher: Codec, student: Codec, held_out: ImageSource, options: Clon
     from ..data import EvaluationImages
     from ..report.likeness import draw, likeness
 
-    found, pictures = likeness(teacher, student, EvaluationImages(held_out, options.clone.size, options.shown),
+    found, pictures = likeness(teacher, student, EvaluationImages(held_out, options.clone.side, options.shown),
                                options.clone.latent != "native")
     files = draw(found, pictures, run / "report")
     print("\n".join(found.lines()))

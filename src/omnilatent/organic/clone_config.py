@@ -26,8 +26,8 @@ class CloneConfig:
     """Tanh neurons of each layer; of pooled twice as many in all."""
     candidates: int = 1024
     """Neurons drawn from pairs of inputs, of which the best are kept: a layer, of pooled for each of its scales."""
-    sweeps: int = 20
-    """Times that a layer's neurons are tuned together; a hundred or more where there is a GPU."""
+    sweeps: int = 80
+    """Times that a layer's neurons are tuned together; a thousand where there is a GPU."""
     channels: int = 16
     """Of native's latent."""
     reach: int = 3
@@ -39,13 +39,18 @@ class CloneConfig:
     views: int = 2
     """Of each photo: the centre square, then random squares."""
     size: int = 256
-    """Side of the views in pixels."""
+    """Side of the views in pixels; of pooled always 256."""
     steps: int = 2_000
     """Of --gradients: optimiser steps."""
     lr: float = 2e-3
     """Of --gradients: Adam's peak learning rate, cosine decay."""
     seed: int = 0
     """Of everything that is drawn."""
+
+    @property
+    def side(self) -> int:
+        """Of the views that this clone learns from."""
+        return 256 if self.latent == "pooled" else self.size
 
     def __post_init__(self) -> None:
         check_least(self, 1, "layers", "neurons", "candidates", "sweeps", "channels", "reach", "views", "size", "steps",
@@ -56,8 +61,6 @@ class CloneConfig:
             raise ValueError(f"--size is {self.size}; it must be a multiple of 8")
         if self.latent == "pooled" and self.part == "decoder":
             raise ValueError("--part decoder: four numbers mean something only to the encoder that gives them; take both")
-        if self.latent == "pooled" and self.size != 256:
-            raise ValueError(f"--size is {self.size}; a pooled clone looks at pictures of 256")
         if self.latent == "native":
             if self.part != "both":
                 raise ValueError(f"--part {self.part}: a native clone's halves are learned together; leave --part out")

@@ -175,8 +175,8 @@ class Grid(Way):
             stack = _random(GridStack(code.fovea.outputs, sizes, 1, self.grid.context).to(self.device))
             encoder = dropin.DropinEncoder(code, stack)
         if self.decodes:
-            sizes = [(neurons, self.grid.context)] * (layers - 1) + [(neurons, 3 * cell**2)]
-            decoder = _random(GridDecoder(GridStack(self.channels, sizes, 3, self.grid.context), cell))
+            sizes = [(neurons, 3 * cell**2)] * layers
+            decoder = _random(GridDecoder(GridStack(self.channels, sizes, 3, self.grid.context, adds=True), cell))
         return dropin.Dropin(encoder, decoder)
 
     def loss(self, model: dropin.Dropin, lessons: Lessons) -> Tensor:
@@ -221,9 +221,8 @@ class Native(Way):
         return parts["model"]
 
     def student(self) -> native.NativeAutoencoder:
-        config = self._config([])
-        sizes = [(self.config.neurons, config.context)] * (self.config.layers - 1) + [(self.config.neurons, native.PIXELS)]
-        return _random(native.NativeAutoencoder(replace(config, sizes=sizes)))
+        sizes = [(self.config.neurons, native.PIXELS)] * self.config.layers
+        return _random(native.NativeAutoencoder(self._config(sizes)))
 
     def loss(self, model: native.NativeAutoencoder, lessons: Lessons) -> Tensor:
         return F.mse_loss(model(lessons.images), lessons.images)

@@ -91,8 +91,7 @@ class EncoderLearning(Learning):
 
 
 class DecoderLearning(StackLearning):
-    """A stack that says the cosines of every cell's pixels, the low ones first, so that a next layer sees those of its
-    neighbours; in the model it says pixels.
+    """A `GridDecoder`'s stack, whose layers add to each other.
 
     Args:
         code: of lessons, `(b, channels, h, w)`; for a drop-in the teacher's latents.
@@ -101,18 +100,15 @@ class DecoderLearning(StackLearning):
     def __init__(self, code: Maps, channels: int, cell: int, config: GridConfig, pace: Pace, peers: Peers,
                  device: torch.device) -> None:
         self.cell, self.waves = cell, frequencies(cell).to(device)
-        super().__init__(GridStack(channels, [], config.reach, config.context), code, self._pixels, config, pace, peers,
-                         device)
+        stack = GridStack(channels, [], config.reach, config.context, adds=True)
+        super().__init__(stack, code, self._cosines, config, pace, peers, device)
 
-    def _pixels(self, lessons: Lessons) -> Tensor:
+    def _cosines(self, lessons: Lessons) -> Tensor:
         return torch.einsum("kp,bphw->bkhw", self.waves, F.pixel_unshuffle(lessons.images - 0.5, self.cell))
 
     def model(self) -> GridDecoder | None:
         stack = super().model()
-        if stack is None:
-            return None
-        stack.layers[-1] = stack.layers[-1].turned(self.waves.mT, 0.5)
-        return GridDecoder(stack, self.cell)
+        return None if stack is None else GridDecoder(stack, self.cell).to(self.device)
 
 
 def check_teacher(teacher: Codec, fovea: Fovea) -> None:

@@ -12,6 +12,7 @@ of all. It is kept if the held-out loss falls.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,16 +69,14 @@ class LayerSearch:
         mean_loss: held-out loss of the fitted rows' mean.
     """
 
-    def __init__(self, rows: Rows, config: GridConfig, *key: int, weighing: Tensor | None = None, peers: Peers = ALONE,
-                 tuned: bool = True) -> None:
-        linear, self._linear_loss, moments = read_out(rows, None, config.ridges, peers)
+    def __init__(self, rows: Rows, config: GridConfig, *key: int, weighing: Tensor | None = None, peers: Peers = ALONE
+                 ) -> None:
+        self._linear, self._linear_loss, moments = read_out(rows, None, config.ridges, peers)
         axes = moments.inputs.axes()
-        self.mean_loss = float(_held_variance(rows, moments.mean.float(), peers))
-        self._hidden, self._readout, self._held = None, linear, self._linear_loss
-        self.tuning: Tuning | None = None
+        self.mean_loss = _held_variance(rows, moments.mean.float(), peers)
         judged, d = slice(0, max(1, config.judged // peers.count)), rows.x.shape[1]
         x, y = rows.x[judged], rows.y[judged]
-        left = y - linear(x)
+        left = y - self._linear(x)
         left = left if weighing is None else left @ weighing
         drawn = draw_pairs(x, left, -(-config.candidates // peers.count), generator("pairs", *key, peers.rank),
                            steepest=config.steepest, whitening=config.whitening, axes=axes)
@@ -91,27 +90,23 @@ class LayerSearch:
     @property
     def held_loss(self) -> float:
         """Mean squared error on held-out rows, the lowest so far."""
-        assert self.tuning is not None
         return min(self._linear_loss, self.tuning.lowest)
 
     def step(self) -> None:
         """One sweep over the hidden neurons."""
-        assert self.tuning is not None
         self.tuning.step()
 
     def layer(self) -> GridLayer:
         """The best layer so far; without neurons where these do not help held-out rows."""
-        assert self.tuning is not None
         if self._linear_loss <= self.tuning.lowest:
-            d = self._readout.inputs
-            nothing = Affine(self._readout.weight.new_zeros(0, d), self._readout.weight.new_zeros(0))
-            return GridLayer.of(nothing, self._readout)
+            none = Affine(self._linear.weight.new_zeros(0, self._linear.inputs), self._linear.weight.new_zeros(0))
+            return GridLayer.of(none, self._linear)
         return GridLayer.of(*self.tuning.best)
 
 
-def _held_variance(rows: Rows, mean: Tensor, peers: Peers) -> Tensor:
+def _held_variance(rows: Rows, mean: Tensor, peers: Peers) -> float:
     total = peers.sum((rows.held_y - mean).double().square().sum())
-    return total / peers.sum(torch.tensor(float(rows.held_y.numel()), device=total.device))
+    return float(total / peers.sum(torch.tensor(float(rows.held_y.numel()), device=total.device)))
 
 
 class StackLearning(Learning):
@@ -136,8 +131,10 @@ class StackLearning(Learning):
         if self.over:
             return
         code = self.code(lessons)
-        x = self.stack.inputs(code, self.stack.guess(code))
-        self.gathered.take(x, self.goal(lessons).flatten(2), held, self.round, position)
+        guess, goal = self.stack.guess(code), self.goal(lessons)
+        if guess is not None and self.stack.adds:
+            goal = goal - guess
+        self.gathered.take(self.stack.inputs(code, guess), goal.flatten(2), held, self.round, position)
 
     @torch.no_grad()
     def work(self, last: bool) -> None:
@@ -167,9 +164,12 @@ class StackLearning(Learning):
         self.round, self.done = self.round + 1, 0
 
     def model(self) -> GridStack | None:
-        """The stack so far. Of every layer but the last only what the next one sees is kept."""
+        """The stack so far. Where layers do not add to each other, of all but the last only what the next one sees is
+        kept."""
         if not len(self.stack.layers):
             return None
+        if self.stack.adds:
+            return deepcopy(self.stack)
         first = self.stack.layers[:-1]
         context = self.stack.context
         sizes = [(layer.sizes[0], min(context, layer.sizes[1])) for layer in first] + [self.stack.layers[-1].sizes]

@@ -6,7 +6,7 @@
 
 Depth and context are what a drop-in needs: one wide layer does not get there. So every layer sees the same code, and
 beside it the 3×3 guesses of the last layer around its site; what it reads out of both and of its neurons is the next
-guess. A stack of n layers sees n − 1 sites beyond the code's own reach.
+guess, or what is added to the last one. A stack of n layers sees n − 1 sites beyond the code's own reach.
 """
 
 from __future__ import annotations
@@ -74,12 +74,6 @@ class GridLayer(nn.Module):
         hidden = torch.tanh(self.weight @ x + self.bias[:, None])
         return self.out @ hidden + self.skip @ x + self.out_bias[:, None]
 
-    def turned(self, matrix: Tensor, shift: float = 0.0) -> GridLayer:
-        """The layer that says `matrix` `(q, k)` times what this one says, plus `shift`."""
-        matrix = matrix.to(self.out.device)
-        readout = Neurons(matrix @ torch.cat([self.skip, self.out], 1), matrix @ self.out_bias + shift)
-        return GridLayer.of(Affine(self.weight, self.bias), readout)
-
 
 class GridStack(nn.Module):
     """A code on a grid `(b, channels, h, w)` → `(b, k, h, w)`.
@@ -89,11 +83,13 @@ class GridStack(nn.Module):
         sizes: neurons and outputs of each layer.
         reach: side of the code's neighbourhood that every layer sees.
         context: the first channels of a guess that the next layer sees.
+        adds: what a layer says is added to the guess before it, of which a later layer sees only the first channels.
     """
 
-    def __init__(self, channels: int, sizes: Sequence[tuple[int, int]], reach: int, context: int) -> None:
+    def __init__(self, channels: int, sizes: Sequence[tuple[int, int]], reach: int, context: int, adds: bool = False
+                 ) -> None:
         super().__init__()
-        self.channels, self.reach, self.context = channels, reach, context
+        self.channels, self.reach, self.context, self.adds = channels, reach, context, adds
         self.layers = nn.ModuleList()
         for neurons, outputs in sizes:
             self.layers.append(GridLayer(self.seen, neurons, outputs))
@@ -107,7 +103,7 @@ class GridStack(nn.Module):
     def config(self) -> dict[str, Any]:
         """What it is rebuilt from."""
         return {"channels": self.channels, "sizes": [layer.sizes for layer in self.layers], "reach": self.reach,
-                "context": self.context}
+                "context": self.context, "adds": self.adds}
 
     def inputs(self, code: Tensor, guess: Tensor | None) -> Tensor:
         """What a layer sees: `(b, d, h·w)`. `guess` `(b, ≥ context, h, w)` is the last layer's."""
@@ -118,7 +114,8 @@ class GridStack(nn.Module):
         """What the last layer says; None where there is no layer."""
         guess = None
         for layer in self.layers:
-            guess = layer(self.inputs(code, guess)).unflatten(2, code.shape[-2:])
+            said = layer(self.inputs(code, guess)).unflatten(2, code.shape[-2:])
+            guess = said if guess is None or not self.adds else guess + said
         return guess
 
     def forward(self, code: Tensor) -> Tensor:
@@ -128,13 +125,17 @@ class GridStack(nn.Module):
 
 
 class GridDecoder(nn.Module):
-    """Latents `(b, c, h, w)` → pictures `(b, 3, cell·h, cell·w)`, about [0, 1]: a stack that says every cell's pixels."""
+    """Latents `(b, c, h, w)` → pictures `(b, 3, cell·h, cell·w)`, about [0, 1]: a stack that says the cosines of every
+    cell's pixels, the low ones first, so that a later layer sees those of its neighbours."""
 
     def __init__(self, stack: GridStack, cell: int) -> None:
         super().__init__()
         self.stack, self.cell = stack, cell
+        self.register_buffer("waves", frequencies(cell), persistent=False)
 
     def forward(self, latents: Tensor) -> Tensor:
         if latents.ndim != 4 or latents.shape[1] != self.stack.channels:
             raise ValueError(f"latents have shape (b, {self.stack.channels}, h, w); got {tuple(latents.shape)}")
-        return F.pixel_shuffle(self.stack(latents), self.cell)
+        cosines = self.stack(latents)
+        pixels = (self.waves.mT @ cosines.flatten(2)).unflatten(2, cosines.shape[-2:])
+        return F.pixel_shuffle(pixels + 0.5, self.cell)

@@ -42,6 +42,7 @@ class NativeConfig:
         reach: sites that a layer of the decoder sees, each way.
         context: numbers of each neighbour's guess that a later layer sees.
         sizes: neurons and outputs of each of the decoder's layers.
+        adds: whether these add to each other.
     """
 
     channels: int = 32
@@ -49,6 +50,7 @@ class NativeConfig:
     reach: int = 3
     context: int = 48
     sizes: Sequence[tuple[int, int]] = ((256, PIXELS),)
+    adds: bool = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.channels <= PIXELS:
@@ -65,7 +67,8 @@ class NativeAutoencoder(nn.Module):
         self.config = config
         side = config.window * BLOCK
         self.analysis = nn.Parameter(torch.zeros(config.channels, 3, side, side), requires_grad=False)
-        self.decoder = GridDecoder(GridStack(config.channels, config.sizes, config.reach, config.context), BLOCK)
+        stack = GridStack(config.channels, config.sizes, config.reach, config.context, config.adds)
+        self.decoder = GridDecoder(stack, BLOCK)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images `(b, 3, h, w)` in [0, 1], sides multiples of 8 → raw latent `(b, channels, h/8, w/8)`."""
