@@ -2,12 +2,13 @@
 
     python benchmarks/organic_clones.py learn [--only NAME ...] [--device cuda]     all runs; 15 minutes on one H200
     python benchmarks/organic_clones.py measure                                     half an hour of one CPU thread
+    python benchmarks/organic_clones.py curve                                       the trade of TAEF2's clones, as a picture
 
 `learn` runs `omnilatent clone` for every entry of `RUNS` into RUNS_FOLDER; lessons are shared. `measure` reads what is
 there and measures it on the 100 val photos, which no run has seen: latents' R², cosine and L2; PSNR of organic latents
 decoded by the teacher, of teacher latents decoded organically, and of both; milliseconds of processor time on one thread.
 Nulls: the mean, a linear map of an 8×8 thumbnail (pooled), linear maps of the same retina and of 3×3 latents (grid).
-Writes results/organic_clones.json.
+Writes results/organic_clones.json and, with what organic_hybrid.py wrote, results/organic_curve.png.
 """
 
 from __future__ import annotations
@@ -84,8 +85,13 @@ class Measure:
     """train photos that the nulls are fitted on"""
 
 
-def main(options: Learn | Measure) -> None:
-    learn(options) if isinstance(options, Learn) else measure(options)
+@dataclass(frozen=True)
+class Curve:
+    """Draw speed against likeness."""
+
+
+def main(options: Learn | Measure | Curve) -> None:
+    {Learn: learn, Measure: measure, Curve: curve}[type(options)](options)
 
 
 def learn(options: Learn) -> None:
@@ -129,7 +135,8 @@ def measure(options: Measure) -> None:
         train = Photos(teacher, str(tars / "train.tar"), options.taught)
         rows: dict[str, dict[str, float]] = {}
         record[name] = rows
-        rows["teacher"] = {"psnr": val.decibels(teacher.decode, val.latents), **speed(teacher)}
+        rows["teacher"] = {"psnr": val.decibels(teacher.decode, val.latents)}
+        folders: dict[str, Path] = {}
         rows |= pooled_nulls(train, val) | grid_nulls(teacher, train, val)
         report(rows)
         for run, (whose, settings) in RUNS.items():
@@ -140,7 +147,12 @@ def measure(options: Measure) -> None:
                     if (path / "config.json").exists():
                         label = run if path.name == "final" else f"{run}, after round {place + 2}"
                         rows[label] = pooled(path, val) if "pooled" in settings else grid(path, teacher, val)
+                        folders[label] = path
                         report({label: rows[label]})
+        for label, ms in speeds({"teacher": teacher, **{label: omnilatent.load(str(path)) for label, path in folders.items()
+                                                        if not label.startswith("scale")}}).items():
+            rows[label] |= ms
+            report({label: ms})
         RESULTS.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     rows = {}
     record["native, by photos"] = rows
@@ -153,6 +165,42 @@ def measure(options: Measure) -> None:
             rows[str(n)] = {"psnr": round(float(torch.cat(values).mean()), 3)}
     report(rows)
     RESULTS.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def curve(options: Curve) -> None:
+    """TAEF2's drop-ins after every layer, their twins and nulls, and the hybrids: times as fast against PSNR; the area of
+    a point is the size of its weights."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))["taef2"]
+    hybrids = json.loads(RESULTS.with_name("organic_hybrid.json").read_text(encoding="utf-8"))["rows"]
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    for panel, half, title in zip(panels, ("encoder", "decoder"), ("organic encoder, TAEF2's decoder",
+                                                                   "TAEF2's encoder, organic decoder"), strict=True):
+        name = "encode_ms" if half == "encoder" else "decode_ms"
+        layers = sorted((row for label, row in found.items() if label.startswith("taef2-grid")), key=lambda r: -r[name])
+        points = [(found["teacher"][name] / row[name], row[f"{half}_psnr"], row[f"{half}_parameters"] / 2500) for row in layers]
+        panel.plot(*zip(*((x, y) for x, y, _ in points), strict=True), color="#2563eb", lw=1)
+        panel.scatter(*zip(*points, strict=True), color="#2563eb", label="without gradients, layer by layer")
+        twin = found["twin-taef2-grid"]
+        panel.scatter(found["teacher"][name] / twin[name], twin[f"{half}_psnr"], twin[f"{half}_parameters"] / 2500,
+                      color="#d97706", label="the same, by backpropagation")
+        mixed = next(row for row in hybrids.values() if row["half"] == half)
+        panel.scatter(hybrids["TAEF2"][name] / mixed[name], mixed["psnr"], 120, marker="*", color="#059669",
+                      label="with three of TAEF2's blocks")
+        nulls = [row[f"{half}_psnr"] for label, row in found.items() if "linear" in label and f"{half}_psnr" in row]
+        panel.axhline(max(nulls), color="#8a8f98", ls=":", label="linear map (null)")
+        panel.axhline(found["teacher"]["psnr"], color="#8a8f98", label="TAEF2")
+        panel.set(xscale="log", xlabel=f"times as fast as TAEF2's {half}, one CPU thread", title=title)
+        panel.set_xticks([15, 20, 30, 50, 100], ["15", "20", "30", "50", "100"])
+        panel.minorticks_off()
+    panels[0].set_ylabel("PSNR on 100 val photos [dB]")
+    panels[1].legend(frameon=False, fontsize=8, loc="center right", bbox_to_anchor=(1.0, 0.72), markerscale=0.5)
+    figure.tight_layout()
+    figure.savefig(RESULTS.with_name("organic_curve.png"), dpi=110)
 
 
 def report(rows: dict[str, dict[str, float]]) -> None:
@@ -169,7 +217,7 @@ def pooled(folder: Path, val: Photos) -> dict[str, float]:
         small = F.interpolate(val.pictures.float() / 255, (64, 64), mode="bilinear", antialias=True)
         said = decoder(wanted[..., None]).view(-1, 3, 64, 64).clamp(0, 1)
         row["decoder_psnr_64"] = round(float(psnr(small, said).mean()), 3)
-    return row | speed(codec) | {"bytes": (folder / "model.safetensors").stat().st_size}
+    return row | {"bytes": (folder / "model.safetensors").stat().st_size}
 
 
 def grid(folder: Path, teacher: Codec, val: Photos) -> dict[str, float]:
@@ -186,7 +234,7 @@ def grid(folder: Path, teacher: Codec, val: Photos) -> dict[str, float]:
                 "decoder_parameters": sum(p.numel() for p in decoder.parameters())}
     if encoder is not None and decoder is not None:
         row["both_psnr"] = val.decibels(decoder, found)
-    return row | speed(codec)
+    return row
 
 
 def explained(found: Tensor, wanted: Tensor) -> float:
@@ -250,26 +298,30 @@ def grid_nulls(teacher: Codec, train: Photos, val: Photos) -> dict[str, dict[str
     return rows
 
 
-def speed(codec: Codec, times: int = 9) -> dict[str, float]:
-    """Medians of processor time, of the halves that are not another's."""
+def speeds(codecs: dict[str, Codec], rounds: int = 15) -> dict[str, dict[str, float]]:
+    """Medians of processor time, all codecs in turn, of the halves that are a codec's own."""
     picture = torch.randint(0, 256, (1, 3, 256, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    latent = codec.encode(picture)
-    calls: dict[str, Callable[[], object]] = {"encode_ms": lambda: codec.encode(picture)}
-    if codec.spec.decodes:
-        calls["decode_ms"] = lambda: codec.decode(latent)
-    found = {}
-    for name, call in calls.items():
-        call()
-        seconds = []
-        for _ in range(times):
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    for label, codec in codecs.items():
+        halves = getattr(codec.module, "encoder", codec.module), getattr(codec.module, "decoder", codec.module)
+        latent = codec.encode(picture)
+        if halves[0] is not None:
+            calls[label, "encode_ms"] = lambda codec=codec: codec.encode(picture)
+        if halves[1] is not None:
+            calls[label, "decode_ms"] = lambda codec=codec, latent=latent: codec.decode(latent)
+    taken: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    for _ in range(rounds):
+        for key, call in calls.items():
             start = time.process_time()
             call()
-            seconds.append(time.process_time() - start)
-        found[name] = round(1000 * statistics.median(seconds), 2)
+            taken[key].append(time.process_time() - start)
+    found: dict[str, dict[str, float]] = {}
+    for (label, half), seconds in taken.items():
+        found.setdefault(label, {})[half] = round(1000 * statistics.median(seconds), 2)
     return found
 
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
-    main(tyro.cli(Learn | Measure))
+    main(tyro.cli(Learn | Measure | Curve))

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from clones import forward_only
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from omnilatent import hub
 from omnilatent.data import EvaluationImages, demo_photos
 from omnilatent.errors import UserError
 from omnilatent.metrics.pixel import psnr
+from omnilatent.organic import native_learning
+from omnilatent.organic.grid_learning import GridConfig
+from omnilatent.organic.learning import Pace
+from omnilatent.organic.lessons import Lessons
 from omnilatent.organic.native import NativeAutoencoder, NativeCodec, NativeConfig
-from omnilatent.organic.native_learning import (
-    NativeLearning, held_out_psnr, learn, measured_spec, principal_components, turned_round,
-)
+from omnilatent.organic.native_learning import NativeLearning, measured_spec, principal_components, turned_round
+from omnilatent.organic.peers import ALONE
 
-SMALL = NativeLearning(sites=2000, turns=2, held_out=6)
-CONFIGS = {"linear": NativeConfig(channels=6, context=5, hidden=0), "neurons": NativeConfig(channels=4, hidden=8)}
-FORBIDDEN = {"backward", "solve", "lstsq", "inv", "pinv", "inverse", "linalg_solve", "linalg_lstsq", "linalg_inv",
-             "linalg_pinv", "cholesky_solve", "cholesky_inverse", "linalg_solve_ex", "linalg_inv_ex", "lu_solve"}
-
-
-class NoSolving(TorchFunctionMode):
-    """Raises where a gradient is asked for or a system of equations is solved."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        name = getattr(func, "__name__", "")
-        assert name not in FORBIDDEN, f"learning calls {name}"
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def gradient_free() -> Iterator[None]:
-    with torch.inference_mode(False), torch.no_grad(), NoSolving():
-        yield
+CONFIGS = {"narrow": (NativeConfig(channels=6, window=1, reach=1, context=8), 2),
+           "wide": (NativeConfig(channels=4, window=3, reach=3, context=8), 1)}
 
 
 def pictures(count: int, side: int = 64) -> Tensor:
@@ -58,44 +41,75 @@ def pictures(count: int, side: int = 64) -> Tensor:
     return (torch.stack(out).clamp(0, 1) * 255).round().byte()
 
 
+def learning_of(crops: Tensor, name: str, turns: int = 2) -> NativeLearning:
+    """All rounds; the last sixth is held out."""
+    config, layers = CONFIGS[name]
+    held = len(crops) // 6
+    learning = NativeLearning(config, GridConfig(layers, neurons=10, candidates=40), turns,
+                              Pace(len(crops) - held, held, 3000, 0), ALONE, torch.device("cpu"))
+    while learning.round < learning.rounds:
+        learning.see(Lessons(crops[:-held], None), False, 0)
+        learning.see(Lessons(crops[-held:], None), True, 1)
+        for left in range(4):
+            learning.work(left == 3)
+    return learning
+
+
+Learned = tuple[NativeAutoencoder, Tensor]
+
+
 @pytest.fixture(scope="module", params=CONFIGS)
-def learned(request: pytest.FixtureRequest) -> tuple[NativeAutoencoder, Tensor]:
-    crops = pictures(40)
-    with gradient_free():
-        return learn(crops, CONFIGS[request.param], SMALL), crops
+def learned(request: pytest.FixtureRequest) -> Learned:
+    torch.set_num_threads(1)
+    crops = pictures(42)
+    with forward_only():
+        return learning_of(crops, request.param).model(), crops
+
+
+def raw(model: NativeAutoencoder, crops: Tensor) -> Tensor:
+    return model.encode(crops.float() / 255)
 
 
 def codec_of(model: NativeAutoencoder, crops: Tensor, folder: Path) -> NativeCodec:
     """Saved and opened again."""
+    spec = measured_spec(model.config.channels, raw(model, crops))
     with hub.new_folder(folder) as new:
-        hub.write_model(new, "ovae", vars(model.config), measured_spec(model, crops), model.state_dict(), "")
+        hub.write_model(new, "ovae", vars(model.config), spec, model.state_dict(), "")
     codec = hub.load(folder)
     assert isinstance(codec, NativeCodec)
     return codec
 
 
-def test_the_mode_refuses_what_it_should() -> None:
-    matrix = torch.eye(2)
-    for call in (lambda: torch.linalg.solve(matrix, matrix), lambda: torch.linalg.pinv(matrix),
-                 lambda: torch.inverse(matrix), lambda: torch.linalg.lstsq(matrix, matrix),
-                 lambda: torch.ones(1, requires_grad=True).sum().backward()):
-        with pytest.raises(AssertionError, match="learning calls"), gradient_free():
-            call()
+def decibels(model: NativeAutoencoder, crops: Tensor) -> float:
+    images = crops.float() / 255
+    return float(psnr(images, model(images).clamp(0, 1)).mean())
 
 
-def test_it_beats_the_mean_colour_and_is_deterministic(learned: tuple[NativeAutoencoder, Tensor]) -> None:
+def test_it_beats_the_mean_colour_and_is_deterministic(learned: Learned, request: pytest.FixtureRequest) -> None:
     model, crops = learned
-    held = pictures(60)[40:]
-
-    def means(x: Tensor) -> Tensor:
-        return F.interpolate(F.avg_pool2d(x, 8), scale_factor=8)
-
-    assert held_out_psnr(model, held) > held_out_psnr(means, held) + 3
-    again = learn(crops, model.config, SMALL)
+    held = pictures(60)[42:]
+    images = held.float() / 255
+    means = F.interpolate(F.avg_pool2d(images, 8), scale_factor=8)
+    assert decibels(model, held) > float(psnr(images, means).mean()) + 3
+    name = next(name for name, (config, _) in CONFIGS.items() if config.channels == model.config.channels)
+    again = learning_of(crops, name).model()
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
-def test_saved_and_loaded_is_the_same(learned: tuple[NativeAutoencoder, Tensor], tmp_path: Path) -> None:
+def test_turns_and_layers_explain_more() -> None:
+    """Of the held-out variance; the best turn is kept, so that none can do harm."""
+    crops = pictures(42)
+    none, some = (learning_of(crops, "wide", turns) for turns in (0, 3))
+    assert some.lowest < 0.97 * none.lowest  # filters that overlap, against blocks
+    assert 0 < some.left < 0.5 and some.left <= none.left
+    assert some.rounds == none.rounds + 3 and some.fits == {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native_learning, "turned_round", lambda *_: torch.randn(4, 3, 24, 24))
+        spoiled = learning_of(crops, "wide", 2)
+    assert spoiled.lowest == none.lowest and torch.equal(spoiled.filters, none.filters)
+
+
+def test_saved_and_loaded_is_the_same(learned: Learned, tmp_path: Path) -> None:
     model, crops = learned
     codec = codec_of(model, crops, tmp_path / "model")
     images = crops[:2].float() / 255
@@ -105,7 +119,7 @@ def test_saved_and_loaded_is_the_same(learned: tuple[NativeAutoencoder, Tensor],
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 9), (64, 40), (65, 33)])
-def test_any_size_comes_back(size: tuple[int, int], learned: tuple[NativeAutoencoder, Tensor], tmp_path: Path) -> None:
+def test_any_size_comes_back(size: tuple[int, int], learned: Learned, tmp_path: Path) -> None:
     model, crops = learned
     codec = codec_of(model, crops, tmp_path / "model")
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -114,21 +128,22 @@ def test_any_size_comes_back(size: tuple[int, int], learned: tuple[NativeAutoenc
     assert codec.decode(latent).shape == images.shape
 
 
-def test_a_batch_is_its_images(learned: tuple[NativeAutoencoder, Tensor]) -> None:
+def test_a_batch_is_its_images(learned: Learned) -> None:
     model, crops = learned
     images = crops[:3].float() / 255
     one_by_one = torch.cat([model(image[None]) for image in images])
     torch.testing.assert_close(model(images), one_by_one, rtol=0, atol=1e-5)
 
 
-def test_the_latent_has_unit_scale_and_no_correlations(learned: tuple[NativeAutoencoder, Tensor]) -> None:
+def test_the_latent_has_unit_scale_and_no_correlations(learned: Learned) -> None:
     model, crops = learned
-    fitting = crops[:34]
-    spec = measured_spec(model, fitting)
-    z = spec.normalise(model.encode(fitting.float() / 255)).transpose(0, 1).flatten(1)
+    fitted = raw(model, crops[:35])
+    spec = measured_spec(model.config.channels, fitted)
+    z = spec.normalise(fitted).transpose(0, 1).flatten(1)
     torch.testing.assert_close(z.mean(1), torch.zeros(len(z)), rtol=0, atol=1e-3)
     torch.testing.assert_close(z.std(1), torch.ones(len(z)), rtol=0, atol=1e-3)
     assert torch.corrcoef(z).fill_diagonal_(0).abs().max() < 0.02
+    assert 0.98 < float(fitted.transpose(0, 1).flatten(1).std(1).min())  # before it is measured, too
 
 
 def test_principal_components_are_the_eigenvectors() -> None:
@@ -154,21 +169,22 @@ def test_turned_round_is_the_adjoint() -> None:
     torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-3)
 
 
-def test_wrong_sizes_and_damaged_weights_are_refused(
-    learned: tuple[NativeAutoencoder, Tensor], tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match="odd"):
+def test_wrong_sizes_and_damaged_weights_are_refused(learned: Learned, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="window 2, reach 3: expected odd"):
         NativeConfig(window=2)
-    with pytest.raises(UserError, match="crops"):
-        learn(torch.zeros(9, 3, 63, 64, dtype=torch.uint8), CONFIGS["linear"], SMALL)
+    with pytest.raises(ValueError, match="channels 193: expected 1 to 192"):
+        NativeConfig(channels=193)
     model, crops = learned
-    codec_of(model, crops, tmp_path / "model")
+    codec = codec_of(model, crops, tmp_path / "model")
+    channels = model.config.channels
+    with pytest.raises(ValueError, match=rf"shape \(b, {channels}, h, w\); got \(1, {channels + 1}, 2, 2\)"):
+        codec.decode(torch.zeros(1, channels + 1, 2, 2))
     (tmp_path / "model" / "model.safetensors").write_bytes(b"\0" * 20)
     with pytest.raises(UserError, match="restore"):
         hub.load(tmp_path / "model")
 
 
-@pytest.mark.parametrize(("name", "floor"), [("ovae-f8c4", 20.0), ("ovae-f8c16", 24.0), ("ovae-f8c32", 27.0)])
+@pytest.mark.parametrize(("name", "floor"), [("ovae-f8c4", 24.0), ("ovae-f8c16", 27.8), ("ovae-f8c32", 31.3)])
 def test_bundled_models_reconstruct_the_embedded_photos(name: str, floor: float) -> None:
     codec = hub.load(name)
     assert (hub.BUNDLED / name / "model.safetensors").stat().st_size <= 1.5e6

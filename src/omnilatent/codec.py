@@ -48,6 +48,8 @@ class Codec(ABC):
     module: nn.Module
     spec: LatentSpec
     provenance: Provenance
+    retina: str | None = None
+    """What a codec with a fixed eye computes of a picture before anything learned, in a line; stores keep it."""
 
     def __init__(self, module: nn.Module, spec: LatentSpec, provenance: Provenance) -> None:
         self.module = module.eval().requires_grad_(False)

@@ -27,6 +27,7 @@ from ..training.config import RunConfig, check_least, from_json
 from .folders import check_data, check_writable
 from .names import check_names
 from .parse import parse
+from .rank_zero import as_rank_zero
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -65,6 +66,7 @@ class Clone:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--resume=") else [arg])]
     if "--resume" in argv:
         options, run, command = _resumed(argv)
     else:
@@ -82,6 +84,7 @@ def main(argv: list[str]) -> None:
     from ..training.loop import launch_fabric
 
     fabric = launch_fabric(RunConfig(device=options.device, amp=False))
+    run = as_rank_zero(fabric, lambda: run)  # each process has its own clock, which names the folder
     teacher = load(options.name, str(fabric.device))
     photos, held_out = _parts(options)
     if fabric.is_global_zero and not (run / "run.json").exists():
@@ -134,8 +137,8 @@ def clone_run(
     for folder, source, views, what in ((stores[0], photos, config.views, "lessons"), (stores[1], held_out, 1, "held out")):
         _teach(folder, needed, source, views, what, config, fabric, quiet)
     fabric.barrier()
-    held = LessonStore(stores[1])
-    train_store = LessonStore(stores[0])
+    held = LessonStore(stores[1], held_out, 1)
+    train_store = LessonStore(stores[0], photos, config.views)
     if not len(train_store) or not len(held):
         raise UserError(f"None of the {len(photos)} images of {photos.name} can be read: give others.")
     step = max(1, len(train_store) // 64)
@@ -143,7 +146,8 @@ def clone_run(
     way = way_of(teacher, config, fabric.device, some)
     task = task_of(way, train_store, held, config, Peers(fabric), card)
     settings = run_config(task, RunConfig(seed=config.seed, device=fabric.device.type))
-    figures = train(task, settings, run, fabric, resume_point(run) if (run / "run.json").exists() else None, quiet)
+    checkpoint = as_rank_zero(fabric, lambda: resume_point(run) if (run / "run.json").exists() else None)
+    figures = train(task, settings, run, fabric, checkpoint, quiet)
     if fabric.is_global_zero and not (run / "final" / "config.json").exists():
         raise UserError(f"The first layer does no better on held-out pictures than their mean: {len(train_store):,} views of "
                         f"{len(photos):,} photos are too few to learn from, or have nothing in common with the "

@@ -11,7 +11,6 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,12 +24,12 @@ from ..training.config import from_json
 from .folders import check_data, check_writable
 from .names import check_names
 from .parse import parse
+from .rank_zero import as_rank_zero
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 Config = TypeVar("Config")
-Decision = TypeVar("Decision")
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def train_run(options: TrainOptions[Any], run: Path, resumed: Path | None, comma
     module, task_class = config.task.split(":")
     fabric = launch_fabric(config.run)
     # Each process has its own clock, which names the folder, and would tidy the run up under the others' eyes.
-    run, checkpoint = _as_rank_zero(fabric, lambda: (run, resume_point(resumed) if resumed else None))
+    run, checkpoint = as_rank_zero(fabric, lambda: (run, resume_point(resumed) if resumed else None))
     if checkpoint is not None and stated_step(checkpoint) > config.run.steps:
         raise UserError(f"{checkpoint} is at step {stated_step(checkpoint)} already, beyond --steps {config.run.steps}: "
                         "give more steps.")
@@ -187,20 +186,6 @@ def train_run(options: TrainOptions[Any], run: Path, resumed: Path | None, comma
         what = "1 unreadable image" if skipped.count == 1 else f"{skipped.count} unreadable images"
         left_out = f"; {what} skipped, listed in {skipped.path}" if skipped.count else ""
         print(f"{run / 'final'}: {reached}{left_out}")
-
-
-def _as_rank_zero(fabric: Fabric, decide: Callable[[], Decision]) -> Decision:
-    """What `decide` returns or refuses in the process of rank 0, in every process."""
-    decision: Any = None
-    if fabric.is_global_zero:
-        try:
-            decision = decide()
-        except UserError as refusal:  # sent too, or the others would wait for ever
-            decision = refusal
-    decision = fabric.broadcast(decision)
-    if isinstance(decision, UserError):
-        raise decision
-    return decision
 
 
 def _what_is_kept(run: Path, interrupt: KeyboardInterrupt) -> str:

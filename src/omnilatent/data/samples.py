@@ -84,12 +84,12 @@ class TrainingImages:
             except UnreadableImage as unreadable:
                 skipped.append((self.source.key(index), unreadable.reason))
                 continue
-            return Sample(self._crop(pixels, position), self.source.key(index), skipped)
+            return Sample(self.crop(pixels, position), self.source.key(index), skipped)
         raise UserError(f"None of the {n} images of {self.source.name} can be read; the first: "
                         f"{skipped[0][0]} {skipped[0][1]}.")
 
-    def _crop(self, pixels: np.ndarray, position: int) -> Tensor:
-        """uint8 `(h, w, 3)` → uint8 `(3, size, size)`."""
+    def crop(self, pixels: np.ndarray, position: int) -> Tensor:
+        """The square that `position` cuts from an image: uint8 `(h, w, 3)` → uint8 `(3, size, size)`."""
         scale, down, across, mirror = draws("crop", self.seed, position, count=4)
         height, width = pixels.shape[:2]
         short = min(height, width)

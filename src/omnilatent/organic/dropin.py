@@ -87,6 +87,7 @@ class DropinCodec(Codec):
                                 f"h/{spec.downsampling}, w/{spec.downsampling}), and {teacher.label} on (b, "
                                 f"{theirs.channels}, h/{theirs.downsampling}, w/{theirs.downsampling}).")
         super().__init__(module, spec, provenance)
+        self.retina = None if module.encoder is None else module.encoder.code.fovea.identity()
         self.teacher = None if module.whole else teacher
 
     def _encode(self, images: Tensor) -> Latent:

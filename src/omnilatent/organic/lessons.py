@@ -58,11 +58,18 @@ class Lessons:
 
 
 class LessonStore:
-    """A store of lessons, in the order in which they lie on the disk."""
+    """A store of lessons, in the order in which they lie on the disk.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        photos, views: whose lessons, where other clones' may lie beside them; None: all that are there.
+    """
+
+    def __init__(self, folder: Path, photos: ImageSource | None = None, views: int = 1) -> None:
         self._store = Store(folder)
         self._order = self._store.in_place_order()
+        if photos is not None:
+            keys, own = self._store.keys, {_key(photos, position) for position in range(views * len(photos))}
+            self._order = np.asarray([row for row in self._order.tolist() if keys[row] in own], np.int64)
         self._taught = len(self._order) > 0 and "latent" in self._store.shapes(int(self._order[0]))
 
     def __len__(self) -> int:
@@ -84,7 +91,7 @@ def write_lessons(
     """Fill a store with `views` views of every photo and the teacher's latents of them.
 
     The first view is the protocol's (short side to `size`, centre square); further ones are random squares of 80 % to
-    all of the short side, half of them mirrored, a function of (seed, photo) alone. The teacher encodes each as it is.
+    all of the short side, half of them mirrored, a function of (seed, view, photo). The teacher encodes each as it is.
     What the folder holds already is not made again, and memory holds one shard, however long a video is.
 
     Args:
@@ -125,8 +132,9 @@ def write_lessons(
             key = _key(photos, position)
             if key not in known:
                 try:
-                    pending.append((key, _centre(photos, position, size) if position < len(photos) else
-                                    further.sample(position).image))
+                    pixels = photos.read(position % len(photos))
+                    pending.append((key, _centre(pixels, size) if position < len(photos) else
+                                    further.crop(pixels, position)))
                 except UnreadableImage as failure:
                     unreadable.append(failure)
             if len(pending) == _ENCODED:
@@ -141,6 +149,6 @@ def _key(photos: ImageSource, position: int) -> str:
     return f"{photos.key(photo)}#{view}"
 
 
-def _centre(photos: ImageSource, index: int, size: int) -> Tensor:
-    square = resize_and_crop(photos.read(index), size)
+def _centre(pixels: np.ndarray, size: int) -> Tensor:
+    square = resize_and_crop(pixels, size)
     return torch.from_numpy(np.ascontiguousarray(square.transpose(2, 0, 1)))

@@ -115,6 +115,7 @@ class NativeLearning(Learning):
         self.layers = DecoderLearning(lambda lessons: analysed(lessons.images, self.filters), self.config.channels, BLOCK,
                                       replace(self.grid, reach=self.config.reach, context=self.config.context),
                                       self.pace, self.peers, self.device)
+        self.fits = {}  # done with; they would be saved with every checkpoint
 
     def model(self) -> NativeAutoencoder | None:
         decoder = None if self.layers is None else self.layers.model()

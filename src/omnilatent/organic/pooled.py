@@ -217,6 +217,7 @@ class PooledCodec(Codec):
 
     def __init__(self, module: Pooled, provenance: Provenance) -> None:
         super().__init__(module, spec_of(module), provenance)
+        self.retina = module.encoder.retina.identity()
 
     def _encode(self, images: Tensor) -> Latent:
         return Point(self.module.encoder(images)[..., None, None].float())

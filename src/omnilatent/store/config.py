@@ -88,12 +88,13 @@ def describe(codec: Codec, config: EncodeConfig) -> Description:
     else:
         tensors = dict.fromkeys(("mean", "logvar") if config.logvar else ("mean",), config.store_dtype)
     square = {"resize": "short side, bicubic, antialiased (ADM)", "crop": "centre square", "size": config.size}
+    eye = {} if codec.retina is None else {"retina": codec.retina}
     path = Path(origin.name).expanduser()  # of a hub id or a bundled model the name is enough
     return Description(
         "latents",
         {"weights": origin.weights_hash, "codec": origin.kind, "spec": spec.to_json(),
          "preprocessing": square if config.size else {"resize": "none", "crop": "none", "size": "native"},
-         "dtype": str(codec.dtype).removeprefix("torch."), "tensors": tensors},
+         "dtype": str(codec.dtype).removeprefix("torch."), "tensors": tensors, **eye},
         {"name": origin.name, "label": codec.label, "path": str(path.resolve()) if path.exists() else None,
          "licence": origin.licence},
     )
