@@ -47,7 +47,7 @@ SCALE = (30, 100, 300, 753)
 RUNS: dict[str, tuple[str, str]] = {  # name: teacher, options
     "taef2-pooled": ("taef2", f"{POOLED} --part both"),
     "taef2-grid": ("taef2", f"{GRID} --sweeps 120"),
-    "ovae": ("kl-f8-small", "--latent pooled --neurons 256 --part encoder"),
+    "ovae": ("kl-f8-small", "--latent pooled --neurons 96 --part encoder"),
     "kl-grid": ("kl-f8-small", "--latent grid --layers 3 --neurons 224 --sweeps 80"),
     "native-4": ("kl-f8-small", f"{NATIVE['4']} --sweeps 100"),
     "native-16": ("kl-f8-small", f"{NATIVE['16']} --sweeps 200"),

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from test_data_video import write_video
 
 import omnilatent
+from omnilatent.cli import clone
 from omnilatent.cli.main import main
 from omnilatent.codec import Codec
 from omnilatent.organic.clone_task import OrganicTask
@@ -64,7 +65,9 @@ def test_a_clone_goes_on_after_ctrl_c_as_if_nothing_had_been(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = f"clone kl-f8-small --data {photos} --latent grid --part encoder {SMALL} --out {tmp_path}"
-    run(f"{line}/whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(clone, "_report", lambda *_: None)
+        run(f"{line}/whole")
     resume = f"clone --resume {tmp_path / 'cut'}"
     for place, command in (("encode", f"{line}/cut"), (6, resume), (9, f"clone --resume={tmp_path / 'cut'}")):
         with monkeypatch.context() as patch:  # while the teacher teaches, while lessons are read, while neurons are tuned
@@ -78,9 +81,6 @@ def test_a_clone_goes_on_after_ctrl_c_as_if_nothing_had_been(
     run(resume)
     whole, cut = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
-    capsys.readouterr()
-    run(resume)  # what is finished is said again
-    assert "held out: explained" in capsys.readouterr().out
     codec, teacher = omnilatent.load(str(tmp_path / "cut")), omnilatent.load("kl-f8-small")
     z = torch.randn(1, 4, 8, 8)
     assert torch.equal(codec.decode(z), teacher.decode(z))  # the half that was not cloned

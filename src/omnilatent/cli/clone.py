@@ -107,6 +107,8 @@ def main(argv: list[str]) -> None:
     print("held out: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)
     student = load(str(run / "final"))
     student.label = f"{options.clone.latent} clone"
+    if options.clone.part == "both" and not student.spec.decodes:
+        print("no decoder was kept: four numbers say no more of held-out pictures than their mean does", flush=True)
     _report(teacher.to("cpu"), student, held_out, options, run)
     print(f"{run / 'final'}: use it by this path, or by {run}")
 

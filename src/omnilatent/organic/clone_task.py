@@ -128,7 +128,8 @@ class OrganicTask:
 
     def _model(self) -> nn.Module | None:
         parts = {name: part.model() for name, part in self.parts.items()}
-        return None if None in parts.values() else self.way.assembled(parts)
+        missing = [name for name, part in parts.items() if part is None and name not in self.way.spared]
+        return None if missing else self.way.assembled(parts)
 
 
 class GradientTask:

@@ -42,6 +42,9 @@ class Way(ABC):
         some: a few lessons, the same in every process, from which the teacher's answers are asked.
     """
 
+    spared: tuple[str, ...] = ()
+    """Parts without which a model is one, too, where they do no better on held-out lessons than the mean."""
+
     def __init__(self, teacher: Codec, config: CloneConfig, device: torch.device, some: Lessons) -> None:
         self.teacher, self.config, self.device, self.some = teacher, config, device, some
         self.grid = GridConfig(layers=config.layers, neurons=config.neurons,
@@ -90,6 +93,8 @@ def way_of(teacher: Codec, config: CloneConfig, device: torch.device, some: Less
 
 class Pooled(Way):
     """Four numbers a picture, and with `part` both a decoder of them."""
+
+    spared = ("decoder",)
 
     def __init__(self, teacher: Codec, config: CloneConfig, device: torch.device, some: Lessons) -> None:
         super().__init__(teacher, config, device, some)
