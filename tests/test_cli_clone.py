@@ -76,7 +76,8 @@ def test_a_clone_goes_on_after_ctrl_c_as_if_nothing_had_been(
             else:
                 patch.setattr(OrganicTask, "step", interrupted(OrganicTask.step, lambda _, __, position: position == place))
             assert main(command.split()) == 130
-        assert capsys.readouterr().err == f"\nomnilatent: stopped; go on with: omnilatent clone --resume {tmp_path / 'cut'}\n"
+        said = capsys.readouterr().err
+        assert said == f"\nomnilatent: stopped; go on with: omnilatent clone --resume {tmp_path / 'cut'}\n"
     assert {folder.name for folder in (tmp_path / "cut").glob("step-*")} >= {"step-10"}
     run(resume)
     whole, cut = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "cut"))
@@ -136,10 +137,10 @@ def test_pictures_that_teach_nothing_give_one_sentence(tmp_path: Path, capsys: p
     rng = np.random.default_rng(0)
     for i in range(4):
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    line = f"--data {tmp_path} --latent native --channels 1 --size 16 --views 1 --neurons 4 --candidates 8 --layers 1 --sweeps 1"
-    assert main(f"clone pixels {line} --sites 500 --shown 1 --out {tmp_path / 'run'}".split()) == 2
+    line = f"clone pixels --data {tmp_path} --latent native --channels 1 --out {tmp_path / 'run'} {SMALL} --size 16"
+    assert main(line.split()) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("omnilatent: The first layer does no better on held-out pictures than their mean: 3 views of 3 photos")
+    assert said.startswith("omnilatent: The first layer does no better on held-out pictures than their mean: 3 views of 3")
 
 
 def test_a_clone_that_is_there_is_not_begun_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

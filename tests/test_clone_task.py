@@ -31,7 +31,7 @@ from omnilatent.organic.clone_config import CloneConfig
 from omnilatent.organic.clone_task import GradientTask, OrganicTask, run_config
 from omnilatent.organic.dropin_learning import decoder_responses
 from omnilatent.organic.lessons import Lessons, LessonStore, write_lessons
-from omnilatent.organic.peers import Peers
+from omnilatent.store import Store
 from omnilatent.training.checkpoint import checkpoints
 from omnilatent.training.config import RunConfig
 from omnilatent.training.loop import launch_fabric
@@ -71,13 +71,8 @@ class Silent(Teacher):
 
 def rows(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """All lessons by their keys."""
-    store = hub_store(folder)
+    store = Store(folder)
     return {key: (store.array(i, "picture").copy(), store.array(i, "latent").copy()) for i, key in enumerate(store.keys)}
-
-
-def hub_store(folder: Path):
-    from omnilatent.store import Store
-    return Store(folder)
 
 
 def assert_same_rows(a: Path, b: Path) -> None:
@@ -161,7 +156,8 @@ def test_processes_share_the_views(tmp_path: Path) -> None:
 
 def test_lessons_of_another_teacher_or_size_are_refused(tmp_path: Path) -> None:
     write_lessons(tmp_path, Teacher(), Pictures(2), 64, 1)
-    for teacher, size, seed in ((Teacher(weights_hash="4567"), 64, 0), (Teacher(), 32, 0), (Teacher(), 64, 1), (None, 64, 0)):
+    others = ((Teacher(weights_hash="4567"), 64, 0), (Teacher(), 32, 0), (Teacher(), 64, 1), (None, 64, 0))
+    for teacher, size, seed in others:
         with pytest.raises(UserError, match=str(tmp_path)):
             write_lessons(tmp_path, teacher, Pictures(2), size, 1, seed)
     assert len(rows(tmp_path)) == 2
@@ -213,7 +209,7 @@ def test_going_on_in_the_middle_of_a_round_is_going_through(kind: str, stores: d
         for step in range(total):
             run_steps(whole, step, step + 1)
             states.append(saved(whole.state()))
-        cuts = {1, each - 1, each, each + 2, total - each + 3, total - 2}  # of reading and of sweeps, of the first rounds and the last
+        cuts = {1, each - 1, each, each + 2, total - each + 3, total - 2}  # while it reads and while it sweeps
         for cut in sorted(cut for cut in cuts if 0 < cut < total):
             again, stop = task_on(stores[kind], config), min(cut + each + 1, total)
             again.load_state(states[cut - 1])
@@ -404,7 +400,8 @@ def test_two_clones_share_their_lessons(tmp_path: Path) -> None:
     run_of(tmp_path / "a", replace(config, views=2, sweeps=1), lessons=shared)
     before = {file: file.stat().st_mtime_ns for file in (shared / "lessons").rglob("*") if file.suffix != ".json"}
     fewer = Pictures(24)  # of the same photos, and of their views the first
-    again = command.clone_run(Silent(), fewer, Pictures(12, 100), config, tmp_path / "b", launch_fabric(CPU), shared, quiet=True)
+    again = command.clone_run(Silent(), fewer, Pictures(12, 100), config, tmp_path / "b", launch_fabric(CPU), shared,
+                              quiet=True)
     assert before == {file: file.stat().st_mtime_ns for file in before} and len(LessonStore(shared / "lessons")) == 80
     assert again == run_of(tmp_path / "c", config, fewer) and not (tmp_path / "b" / "lessons").exists()
 
@@ -418,7 +415,8 @@ def test_two_real_processes_learn_one_clone(tmp_path: Path) -> None:
     one = run_of(tmp_path / "one", KINDS["grid"])
     assert states[0]["figures"]["explained"] == pytest.approx(one["explained"], abs=0.1)
     assert len(LessonStore(tmp_path / "run" / "lessons")) == 40
-    codec, images = hub.load(tmp_path / "run" / "final"), LessonStore(tmp_path / "run" / "held-out").read(slice(0, 12)).images
+    codec = hub.load(tmp_path / "run" / "final")
+    images = LessonStore(tmp_path / "run" / "held-out").read(slice(0, 12)).images
     wanted = Teacher().encode(images).mode()
     error = (codec.encode(images).mode() - wanted).square().sum()
     assert 1 - error / (wanted - wanted.mean((0, 2, 3), keepdim=True)).square().sum() > 0.5
