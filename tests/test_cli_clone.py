@@ -44,10 +44,10 @@ def run(line: str) -> None:
 
 
 def test_a_native_clone_is_a_codec_like_any_other(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(f"clone kl-f8-small --data {photos} --latent native --channels 4 {SMALL} --out {tmp_path / 'run'}")
+    run(f"clone ovae-f8c4 --data {photos} --latent native --channels 4 {SMALL} --out {tmp_path / 'run'}")
     said = capsys.readouterr().out
     assert "native, without gradients" in said and "12 photos of photos (training), 4 held out" in said
-    assert "times as fast as kl-f8-small" in said and "held out: explained" in said and "latents:" not in said
+    assert "times as fast as ovae-f8c4" in said and "held out: explained" in said and "latents:" not in said
     codec = omnilatent.load(str(tmp_path / "run"))
     odd = torch.rand(2, 3, 37, 53)
     latent = codec.encode(odd)
@@ -58,7 +58,7 @@ def test_a_native_clone_is_a_codec_like_any_other(photos: Path, tmp_path: Path, 
     with Image.open(tmp_path / "run" / "report" / "side_by_side.png") as picture:
         assert picture.size == (3 * 64, 64)
     card = (tmp_path / "run" / "final" / "README.md").read_text(encoding="utf-8")
-    assert "Learned without gradients" in card and f"Command: `omnilatent clone kl-f8-small --data {photos}" in card
+    assert "Learned without gradients" in card and f"Command: `omnilatent clone ovae-f8c4 --data {photos}" in card
 
 
 def test_a_clone_goes_on_after_ctrl_c_as_if_nothing_had_been(
@@ -102,7 +102,7 @@ def interrupted(call: Callable, when: Callable[..., bool]) -> Callable:
 def test_a_twin_with_gradients_uses_the_lessons_of_another_clone(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = f"clone kl-f8-small --data {photos} --latent grid --part decoder {SMALL} --lessons {tmp_path / 'lessons'}"
+    line = f"clone ovae-f8c4 --data {photos} --latent grid --part decoder {SMALL} --lessons {tmp_path / 'lessons'}"
     run(f"{line} --out {tmp_path / 'organic'}")
     rows = len(Store(tmp_path / "lessons" / "lessons"))
     capsys.readouterr()
