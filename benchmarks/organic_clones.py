@@ -41,23 +41,23 @@ RESULTS = ROOT / "benchmarks" / "results" / "organic_clones.json"
 GRID = "--latent grid --layers 4 --neurons 224"
 POOLED = "--latent pooled --neurons 256 --candidates 4096"
 NATIVE = {"4": "--latent native --channels 4 --layers 4 --neurons 256",
-          "16": "--latent native --channels 16 --reach 5 --layers 3 --neurons 240",
-          "32": "--latent native --channels 32 --layers 4 --neurons 224"}
+          "16": "--latent native --channels 16 --layers 4 --neurons 192",
+          "32": "--latent native --channels 32 --layers 3 --neurons 192"}
 SCALE = (30, 100, 300, 753)
 RUNS: dict[str, tuple[str, str]] = {  # name: teacher, options
     "taef2-pooled": ("taef2", f"{POOLED} --part both"),
-    "taef2-grid": ("taef2", f"{GRID} --sweeps 120"),
+    "taef2-grid": ("taef2", f"{GRID} --sweeps 1000 --sites 1000000"),
     "ovae": ("kl-f8-small", "--latent pooled --neurons 96 --part encoder"),
-    "kl-grid": ("kl-f8-small", "--latent grid --layers 3 --neurons 224 --sweeps 80"),
-    "native-4": ("kl-f8-small", f"{NATIVE['4']} --sweeps 100"),
-    "native-16": ("kl-f8-small", f"{NATIVE['16']} --sweeps 200"),
-    "native-32": ("kl-f8-small", f"{NATIVE['32']} --sweeps 150"),
+    "kl-grid": ("kl-f8-small", "--latent grid --layers 3 --neurons 224 --sweeps 600"),
+    "native-4": ("kl-f8-small", f"{NATIVE['4']} --turns 30 --sweeps 600 --sites 3000000"),
+    "native-16": ("kl-f8-small", f"{NATIVE['16']} --turns 30 --sweeps 600 --sites 3000000"),
+    "native-32": ("kl-f8-small", f"{NATIVE['32']} --turns 30 --sweeps 600 --sites 3000000"),
     "twin-taef2-pooled": ("taef2", f"{POOLED} --part both --gradients --steps 3000"),
     "twin-taef2-grid": ("taef2", f"{GRID} --gradients --steps 4000"),
-    **{f"twin-native-{n}": ("kl-f8-small", f"{options} --gradients --steps 4000") for n, options in NATIVE.items()},
-    **{f"scale-native-{n}": ("kl-f8-small", f"--most {n} --latent native --layers 2 --neurons 224 --sweeps 60 --sites 200000")
+    **{f"twin-native-{n}": ("kl-f8-small", f"{options} --gradients --steps 2500") for n, options in NATIVE.items()},
+    **{f"scale-native-{n}": ("kl-f8-small", f"--most {n} --latent native --layers 2 --neurons 224 --sweeps 400 --sites 200000")
        for n in SCALE},
-    **{f"scale-taef2-{n}": ("taef2", f"--most {n} --part encoder --layers 2 --neurons 224 --sweeps 60 --sites 200000")
+    **{f"scale-taef2-{n}": ("taef2", f"--most {n} --part encoder --layers 2 --neurons 224 --sweeps 400 --sites 200000")
        for n in SCALE},
 }
 
@@ -107,7 +107,8 @@ def learn(options: Learn) -> None:
                  f"{options.runs / 'lessons' / (kind + few)} --out {options.runs / name} --device {options.device}")
         usual = "" if "--sites" in settings else " --sites 600000"
         usual += "" if "--candidates" in settings else " --candidates 2048"
-        clone(shlex.split(f"{given} {settings}{usual}"))
+        with torch.enable_grad():  # the twins train with gradients
+            clone(shlex.split(f"{given} {settings}{usual}"))
 
 
 class Photos:

@@ -224,7 +224,7 @@ def write_card(folder: Path, name: str, rows: dict[str, dict]) -> None:
         f"Native O-VAE: an image autoencoder learned without gradients, f8, {channels} channels, "
         f"{rows[name]['parameters']:,} parameters, {size / 1e6:.2f} MB as fp16. Learned in minutes on an H200 from "
         f"{record['views']} views of 753 of the ImageNet sample's train photos, {record['sites']:,} places of them a layer, by "
-        "forward evaluations alone. \"With gradients\" is a model of the same layers, trained end to end by Adam from random "
+        "forward evaluations alone. \"With gradients\" is a model of about this size, trained end to end by Adam from random "
         "weights for 4,000 steps of 16 pictures.\n\n"
         "Measured on the fp16 file as loaded (fp32 arithmetic, output in 8 bits); milliseconds of CPU for one uint8 256² "
         "image on one thread, preprocessing included. TAEF2 has 32 channels and is not made for PSNR alone.\n\n"
@@ -237,7 +237,7 @@ def write_card(folder: Path, name: str, rows: dict[str, dict]) -> None:
         "PSNR is what it is made for: fine texture that its channels do not hold comes out smooth, not invented.\n\n"
         f"Licence: {LICENCE}.\n\n"
         f"Command: `omnilatent clone {command} --data ../shared/data/imagenet-1k-sample/train.tar --views 6 {options} "
-        "--sites 600000 --candidates 2048`, then `python benchmarks/organic_native.py`.\n"
+        "--candidates 2048`, then `python benchmarks/organic_native.py`.\n"
     )
     with hub.new_folder(folder) as new:
         hub.write_model(new, "ovae", saved["model"], LatentSpec.from_json(saved["spec"]), tensors, card, training=record)

@@ -172,11 +172,14 @@ def test_nothing_to_go_on_with_gives_one_sentence(
     ("clone kl-f8-small --data photos --latent native --channels 193", "--channels is 193"),
     ("clone kl-f8-small --data photos --latent native --reach 2", "its reach is odd"),
     ("clone kl-f8-small --data photos --sites 1", "--sites is 1; the least is 100"),
+    ("clone kl-f8-small --data photos --seed 4294967296", "--seed is 4294967296; it must be below"),
     ("clone kl-f8-small --data photos --size 60", "must be a multiple of 8"),
-    ("clone pixels --data photos --latent grid --size 64 --most 2 --shown 1", "Dimension mismatch"),
+    ("clone pixels --data photos --latent grid", "Dimension mismatch"),
+    ("clone ovae --data photos --latent pooled", "latent pixels a side of 256 pixels"),
 ])
 def test_mistakes_are_answered(line: str, says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
                                monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(line.split()) == 2
     assert says in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not any(tmp_path.rglob("*"))  # nothing was begun

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from clones import Pictures, Teacher, forward_only, lesson_stores, run_steps, task_on, tiny
+from safetensors.torch import load_file
 from test_organic_layers import plain, saved
 from test_organic_learner import assert_equal, together
 from torch import Tensor
@@ -99,6 +100,20 @@ def test_lessons_are_the_protocols_square_and_random_ones(tmp_path: Path) -> Non
     write_lessons(tmp_path / "b", Teacher(), photos, 64, views=3, seed=1)
     other = rows(tmp_path / "b")
     assert (other["0000#0"][0] == found["0000#0"][0]).all() and (other["0000#1"][0] != found["0000#1"][0]).any()
+
+
+class Grey(Pictures):
+    """Of one colour."""
+
+    def read(self, i: int) -> np.ndarray:
+        return np.full((70, 70, 3), 128, np.uint8)
+
+
+class GreyPictures(Pictures):
+    """Without colour."""
+
+    def read(self, i: int) -> np.ndarray:
+        return np.repeat(super().read(i)[..., :1], 3, 2)
 
 
 class Plain(Pictures):
@@ -264,6 +279,51 @@ def test_a_run_has_the_steps_that_its_task_needs(stores: dict[str, Stores]) -> N
     assert decoder.rounds == 4 and task_on(stores["native"], KINDS["native"]).rounds == 1 + 5 + 1 + 2
     gradients = run_config(task_on(stores["grid"], tiny("grid", gradients=True, steps=50)), CPU)
     assert gradients.steps == 50 and gradients.save_every == gradients.validate_every == 5
+
+
+def test_other_lessons_than_it_was_begun_with_are_refused(stores: dict[str, Stores]) -> None:
+    train, held = stores["grid"]
+    state = run_steps(task_on((train, held), KINDS["grid"]), stop=3).state()
+    for pair, says in (((train, train), r"begun with 12 held-out lessons, and now there are 40"),
+                       ((held, held), r"begun with 40 lessons, and now there are 12: put back")):
+        with pytest.raises(UserError, match=says):
+            task_on(pair, KINDS["grid"]).load_state(state)
+
+
+def test_held_out_photos_that_say_nothing_are_refused(stores: dict[str, Stores], tmp_path: Path) -> None:
+    grey = replace(KINDS["grid"])
+    write_lessons(tmp_path / "grey", Teacher(), Grey(3), 64, views=1)
+    with pytest.raises(UserError, match="held-out photos are all of one colour"):
+        task_on((stores["grid"][0], LessonStore(tmp_path / "grey")), grey)
+    write_lessons(tmp_path / "one", Teacher(), Pictures(1, side=256), 256, views=1)
+    with pytest.raises(UserError, match="One held-out photo says nothing"):
+        task_on((stores["pooled"][0], LessonStore(tmp_path / "one")), KINDS["pooled"])
+
+
+def test_figures_are_those_of_the_file(stores: dict[str, Stores], tmp_path: Path) -> None:
+    task = run_steps(task_on(stores["grid"], KINDS["grid"]))
+    task.export(tmp_path, figures := task.validate(), 1)
+    weights = load_file(tmp_path / "model.safetensors")
+    assert all((weights[name].float() == value).all() for name, value in task._model().state_dict().items())
+    model = task._model()
+    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    held = stores["grid"][1].read(slice(None))
+    assert task.way.figures(model, [held]) == pytest.approx(figures, rel=1e-3)
+
+
+def test_weights_too_large_for_fp16_are_not_written(stores: dict[str, Stores], tmp_path: Path) -> None:
+    task = run_steps(task_on(stores["native"], KINDS["native"]))
+    model = task._model()
+    model.analysis.data *= 1e6
+    with pytest.raises(UserError, match="analysis of the clone does not fit into fp16"):
+        task.way.write(tmp_path, model, "", {})
+
+
+def test_grey_photos_leave_spare_channels_small(tmp_path: Path) -> None:
+    config = tiny("native", channels=80, layers=1, sweeps=1)
+    found = lesson_stores(tmp_path, config, GreyPictures(40), GreyPictures(12, 100))
+    model = run_steps(task_on(found, config))._model()
+    assert model.analysis.abs().max() < 2000
 
 
 def test_what_is_over_reads_no_more_lessons(stores: dict[str, Stores]) -> None:

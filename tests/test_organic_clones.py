@@ -18,7 +18,7 @@ from omnilatent import OrganicEncoder, hub
 from omnilatent.codec import Codec
 from omnilatent.data import EvaluationImages, demo_photos
 from omnilatent.errors import UserError
-from omnilatent.organic.cloning import way_of
+from omnilatent.organic.cloning import check_teacher, way_of
 from omnilatent.organic.dropin import Dropin, DropinCodec
 from omnilatent.organic.fovea import Fovea
 from omnilatent.organic.native import NativeAutoencoder, NativeConfig
@@ -243,6 +243,23 @@ def test_a_drop_in_finds_its_teacher_from_anywhere(
         hub.load(folder)
 
 
+def test_a_teacher_from_the_hub_is_asked_for_there_where_its_folder_is_gone(
+    halves: Dropin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = Teacher()
+    teacher.provenance = replace(teacher.provenance, name="owner/toy", path=str(tmp_path / "cache"))
+    folder = save(tmp_path / "clone", Dropin(halves.encoder, None), "grid", teacher)
+    asked: list[str] = []
+
+    def load(name: str) -> Codec:
+        asked.append(name)
+        return teacher
+
+    whole = hub.load  # of the clone itself; what it asks for goes through `dropin.hub`
+    monkeypatch.setattr("omnilatent.organic.dropin.hub.load", load)
+    assert whole(folder).teacher is teacher and asked == ["owner/toy"]
+
+
 def test_another_eye_or_another_shape_is_refused(halves: Dropin, tmp_path: Path) -> None:
     folder = save(tmp_path / "clone", halves, "grid")
     shutil.copytree(folder, tmp_path / "other")
@@ -256,7 +273,16 @@ def test_another_eye_or_another_shape_is_refused(halves: Dropin, tmp_path: Path)
     lean = NativeAutoencoder(NativeConfig(channels=5, sizes=((2, 192),))).decoder
     with pytest.raises(UserError, match=r"Dimension mismatch: the encoder gives .*\(b, 6, h, w\), .*takes \(b, 5, h, w\)"):
         Dropin(halves.encoder, lean)
-    with pytest.raises(UserError, match=r"toy has one latent pixel for 4² pixels, and the retina fovea .* one for 8²"):
-        teacher = Teacher()
-        teacher.spec = replace(teacher.spec, downsampling=4)
-        way_of(teacher, tiny("grid"), torch.device("cpu"), None)
+
+
+@pytest.mark.parametrize(("latent", "changed", "says"), [
+    ("grid", {"downsampling": 4}, r"toy has one latent pixel for 4² pixels, and the retina fovea .* one for 8²"),
+    ("pooled", {"downsampling": 256}, r"toy gives 1 latent pixels a side of 256 pixels, .* choose another teacher"),
+    ("grid", {"image_channels": 1}, r"toy works on pictures of 1 channels, and an organic retina sees three"),
+])
+def test_a_teacher_without_such_a_latent_is_refused(latent: str, changed: dict[str, int], says: str) -> None:
+    teacher = Teacher()
+    check_teacher(teacher, tiny(latent))
+    teacher.spec = replace(teacher.spec, **changed)
+    with pytest.raises(UserError, match=says):
+        check_teacher(teacher, tiny(latent))

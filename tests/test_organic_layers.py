@@ -23,7 +23,7 @@ from omnilatent.organic.grids import GridDecoder, GridStack, frequencies
 from omnilatent.organic.learning import Gathered, Pace
 from omnilatent.organic.lessons import Lessons
 from omnilatent.organic.neurons import Neurons, squared_errors
-from omnilatent.organic.pairs import Affine
+from omnilatent.organic.pairs import Affine, draw_pairs
 from omnilatent.organic.peers import ALONE, Peers
 from omnilatent.organic.probes import fit_linear
 from omnilatent.organic.regression import Regression, fit_moments, fit_readout, forward_selection
@@ -43,6 +43,16 @@ def seen(inputs: Tensor, targets: Tensor, *splits: int) -> Regression:
     for x, y in zip(inputs.split(list(splits) or len(inputs)), targets.split(list(splits) or len(inputs)), strict=True):
         found.add(x, y)
     return found
+
+
+def test_equal_inputs_make_no_neurons() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(1000, 12, generator=draw), torch.randn(1000, 3, generator=draw)
+    x[::2] = x[0]  # half of the patches are the same white wall, whatever their pictures' targets
+    drawn = draw_pairs(x, y, 200, torch.Generator().manual_seed(1), whitening=(0.0, 0.5))
+    assert drawn.weight.norm(dim=1).min() > 0.1
+    nothing = draw_pairs(torch.zeros(20, 12), y[:20], 5, draw, whitening=(0.0,))  # and where all are equal none is any use
+    assert nothing.weight.isfinite().all() and not nothing.weight.any()
 
 
 def test_the_check_refuses_a_gradient_and_a_solver() -> None:

@@ -1,6 +1,7 @@
 """The devices of this machine, as torch sees them. torch is imported on use, so naming this file costs nothing.
 
 - `choose_device`: what --device means.
+- `choose_float64_device`: the same for what needs float64.
 - `has_bfloat16`: whether a device computes in bfloat16 itself.
 """
 
@@ -29,6 +30,12 @@ def choose_device(wanted: str) -> str:
         raise UserError(f"--device {wanted}: this torch ({torch.__version__}) sees no such device; use --device cpu, "
                         "or install the torch that was built for it.")
     return wanted
+
+
+def choose_float64_device(wanted: str) -> str:
+    """As `choose_device`, but "auto" passes over MPS, which has no float64."""
+    device = choose_device(wanted)
+    return "cpu" if device == "mps" and wanted == "auto" else device
 
 
 def has_bfloat16(device: str | torch.device) -> bool:

@@ -80,13 +80,19 @@ def main(argv: list[str]) -> None:
     if options.val is not None:
         check_data(options.val)
     check_writable(run)
+    from ..data.overlap import repeated
+    from ..devices import choose_float64_device
     from ..hub import load
+    from ..organic.cloning import check_teacher
     from ..training.loop import launch_fabric
 
-    fabric = launch_fabric(RunConfig(device=options.device, amp=False))
+    fabric = launch_fabric(RunConfig(device=choose_float64_device(options.device), amp=False))
     run = as_rank_zero(fabric, lambda: run)  # each process has its own clock, which names the folder
     teacher = load(options.name, str(fabric.device))
+    check_teacher(teacher, options.clone)
     photos, held_out = _parts(options)
+    twice = repeated(held_out, photos) if options.val is not None else 0
+    held_name = held_out.name + (f", {twice} OF THEM ALSO LEARNED FROM" if twice else "")
     if fabric.is_global_zero and not (run / "run.json").exists():
         run.mkdir(parents=True, exist_ok=True)
         saved = {"options": dataclasses.asdict(options), "command": command}
@@ -94,10 +100,11 @@ def main(argv: list[str]) -> None:
     if fabric.is_global_zero:
         how = "with gradients" if options.clone.gradients else "without gradients"
         print(f"cloning {teacher.label} ({options.clone.latent}, {how}) from {len(photos):,} photos of {photos.name}, "
-              f"{len(held_out):,} held out, on {fabric.device}, into {run}", flush=True)
+              f"{len(held_out):,} held out ({held_name}), on {fabric.device}, into {run}", flush=True)
     try:
         figures = clone_run(teacher, photos, held_out, options.clone, run, fabric, options.lessons,
-                            lambda reached: _card(reached, teacher, photos, held_out, options, command))
+                            lambda reached: _card(reached, teacher, photos, f"{len(held_out):,} photos, {held_name}",
+                                                  options, command))
     except KeyboardInterrupt:
         if fabric.is_global_zero:
             print(f"\nomnilatent: stopped; go on with: omnilatent clone --resume {run}", file=sys.stderr)
@@ -219,13 +226,13 @@ def _report(teacher: Codec, student: Codec, held_out: ImageSource, options: Clon
 
 
 def _card(
-    figures: dict[str, float], teacher: Codec, photos: ImageSource, held_out: ImageSource, options: Clone, command: str
+    figures: dict[str, float], teacher: Codec, photos: ImageSource, held_out: str, options: Clone, command: str
 ) -> str:
     reached = ", ".join(f"{name} {value:.4g}" for name, value in figures.items()) or "not measured"
     how = "Trained with gradients" if options.clone.gradients else "Learned without gradients"
     return (f"---\nlibrary_name: omnilatent\n---\n# {options.clone.latent} clone of {teacher.label}\n\n"
             f"{how}, stored as fp16, from {options.clone.views} views of {len(photos):,} photos ({photos.name}). Held out "
-            f"({len(held_out):,} photos, {held_out.name}): {reached}.\n\n"
+            f"({held_out}; they also decided what was kept): {reached}.\n\n"
             f"Teacher: {teacher.provenance.name}, weights {teacher.provenance.weights_hash}, licence "
             f"{teacher.provenance.licence}.\n\nLicence: not stated. It is yours to state, within what the photos and the "
             f"teacher allow.\n\nCommand: `{command}`\n")

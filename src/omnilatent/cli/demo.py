@@ -71,6 +71,7 @@ def parts(source: ImageSource) -> tuple[ImageSource, ImageSource]:
 
 def _clone(name: str, options: Demo, training: ImageSource, held_out: ImageSource) -> Path:
     """Learn one of `CLONES` from the same photos. Returns the checkpoint's folder."""
+    from ..devices import choose_float64_device
     from ..hub import load
     from ..organic.clone_config import CloneConfig
     from ..training.config import RunConfig
@@ -79,7 +80,7 @@ def _clone(name: str, options: Demo, training: ImageSource, held_out: ImageSourc
 
     config = CloneConfig(neurons=NEURONS, candidates=4 * NEURONS, sites=SITES, sweeps=SWEEPS, context=16,
                          views=max(1, VIEWS // len(training)), **CLONES[name])
-    fabric = launch_fabric(RunConfig(amp=False))
+    fabric = launch_fabric(RunConfig(device=choose_float64_device("auto"), amp=False))
     what = f"cloning the encoder of {BASE}" if config.latent == "grid" else "learning a native O-VAE of 16 channels"
     print(f"{what} without gradients on the same photos", flush=True)
     run = options.out / f"organic-{name}"

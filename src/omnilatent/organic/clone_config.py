@@ -32,6 +32,8 @@ class CloneConfig:
     """Of native's latent."""
     reach: int = 3
     """Of native: blocks of 8 pixels that filters and layers span, an odd number."""
+    turns: int = 5
+    """Of native: times that the filters and the linear decoder learn from each other; thirty where there is a GPU."""
     context: int = 32
     """Of grid and native: numbers of each neighbour's guess that the next layer sees."""
     sites: int = 60_000
@@ -42,7 +44,7 @@ class CloneConfig:
     """Side of the views in pixels; of pooled always 256."""
     steps: int = 2_000
     """Of --gradients: optimiser steps."""
-    lr: float = 2e-3
+    lr: float = 1e-3
     """Of --gradients: Adam's peak learning rate, cosine decay."""
     seed: int = 0
     """Of everything that is drawn."""
@@ -54,9 +56,11 @@ class CloneConfig:
 
     def __post_init__(self) -> None:
         check_least(self, 1, "layers", "neurons", "candidates", "sweeps", "channels", "reach", "views", "size", "steps",
-                    "context")
+                    "context", "turns")
         check_least(self, 100, "sites")
         check_least(self, 0, "seed", "lr")
+        if self.seed >= 2**32:
+            raise ValueError(f"--seed is {self.seed}; it must be below {2**32}")
         if self.size % 8:
             raise ValueError(f"--size is {self.size}; it must be a multiple of 8")
         if self.latent == "pooled" and self.part == "decoder":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, is_out_of_memory
 from ..training.config import RunConfig
 from ..training.task import Logged
 from .clone_config import CloneConfig
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 BATCH = 16  # lessons that are read at a time
+_CLIP = 0.05  # norm of the gradients, with --gradients
 Card = Callable[[dict[str, float]], str]
 
 
@@ -71,27 +73,39 @@ class OrganicTask:
         return self._each + self.config.sweeps + 1
 
     def setup(self, fabric: Fabric) -> None:
+        if fabric.device.type == "mps":
+            raise UserError("Neurons are learned in float64 partly, which MPS does not have: take --device cpu.")
         torch.set_float32_matmul_precision("highest")  # TF32 would spoil the inputs' small axes
 
     def batches(self, start: int, stop: int) -> Iterator[_Turn]:
         for step in range(start, stop):
             place = step % self.per_round
             number = place * self.peers.count + self.peers.rank
-            if place >= self._each or number >= len(self._reads) or all(part.over for part in self.parts.values()):
+            if place >= self._each or number >= len(self._reads) or self._done():
                 yield _Turn(None, False, place, place < self._each)
             else:
                 store, held, which = self._reads[number]
                 yield _Turn(store.read(which, self.device), held, number, True)
 
+    def _done(self) -> bool:
+        return all(part.over or part.round >= part.rounds for part in self.parts.values())
+
     @torch.no_grad()
     def step(self, batch: _Turn, position: int) -> Logged:
-        for part in self.parts.values():
-            if part.round >= part.rounds:
-                continue
-            if batch.lessons is not None:
-                part.see(batch.lessons, batch.held, batch.position)
-            elif not batch.reads:
-                part.work((position + 1) % self.per_round == 0)
+        try:
+            for part in self.parts.values():
+                if part.round >= part.rounds:
+                    continue
+                if batch.lessons is not None:
+                    part.see(batch.lessons, batch.held, batch.position)
+                elif not batch.reads:
+                    part.work((position + 1) % self.per_round == 0)
+        except (RuntimeError, MemoryError) as failure:
+            if not is_out_of_memory(failure):
+                raise
+            raise UserError(f"Out of memory at step {position}: fewer --sites (now {self.config.sites:,}) or --candidates "
+                            f"(now {self.config.candidates:,}) need less; what was saved before is untouched."
+                            ) from failure
         left = [part.left for part in self.parts.values()]
         return {"loss": sum(left) / len(left), "round": min(1 + position // self.per_round, self.rounds)}
 
@@ -111,10 +125,18 @@ class OrganicTask:
         """None: the report shows pictures at the end."""
         return None
 
+    def _layout(self) -> list[int]:
+        """What decides which step does what."""
+        return [len(self.train), len(self.held), self.peers.count]
+
     def state(self) -> dict[str, Any]:
-        return {name: part.state() for name, part in self.parts.items()}
+        return {"layout": self._layout(), **{name: part.state() for name, part in self.parts.items()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        for before, now, what in zip(state["layout"], self._layout(), ("lessons", "held-out lessons", "processes"), strict=True):
+            if before != now:
+                raise UserError(f"This clone was begun with {before:,} {what}, and now there are {now:,}: put back what it "
+                                "was begun with, or begin anew in another --out.")
         for name, part in self.parts.items():
             part.load_state(state[name])
 
@@ -129,7 +151,14 @@ class OrganicTask:
     def _model(self) -> nn.Module | None:
         parts = {name: part.model() for name, part in self.parts.items()}
         missing = [name for name, part in parts.items() if part is None and name not in self.way.spared]
-        return None if missing else self.way.assembled(parts)
+        return None if missing else _as_stored(self.way.assembled(parts))
+
+
+def _as_stored(model: nn.Module) -> nn.Module:
+    """A copy whose weights are what fp16 leaves of them, so that figures are those of the file."""
+    model = deepcopy(model)
+    model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
+    return model
 
 
 class GradientTask:
@@ -163,6 +192,7 @@ class GradientTask:
         loss = self.loss(batch)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
+        self.fabric.clip_gradients(self.loss, self.optimizer, max_norm=_CLIP)
         self.optimizer.step()
         return {"loss": loss.detach()}
 
@@ -173,7 +203,7 @@ class GradientTask:
     def validate(self) -> dict[str, float]:
         size = min(BATCH, len(self.held))
         held = (self.held.read(slice(i, i + size), self.device) for i in range(0, len(self.held), size))
-        return self.way.figures(self.student, held)
+        return self.way.figures(_as_stored(self.student), held)
 
     def samples(self) -> Tensor | None:
         """None: the report shows pictures at the end."""
@@ -207,11 +237,17 @@ def task_of(way: Way, train: LessonStore, held: LessonStore, config: CloneConfig
     """The task that the configuration names.
 
     Raises:
-        UserError: there are no lessons to learn from, or none held out.
+        UserError: there are no lessons to learn from, or none held out that could tell better from worse.
     """
     for store, what in ((train, "photos to learn from"), (held, "held-out photos")):
         if not len(store):
             raise UserError(f"None of the {what} can be read: give others.")
+    if config.latent == "pooled" and len(held) < 2:
+        raise UserError("One held-out photo says nothing about how numbers vary from photo to photo: hold out more (--val), "
+                        "or give more photos.")
+    shown = held.read(range(0, len(held), max(1, len(held) // 32))).pictures
+    if int(shown.max()) == int(shown.min()):
+        raise UserError("The held-out photos are all of one colour: hold out others (--val).")
     return (GradientTask if config.gradients else OrganicTask)(way, train, held, config, peers, card)
 
 
@@ -219,8 +255,11 @@ def run_config(task: OrganicTask | GradientTask, run: RunConfig) -> RunConfig:
     """The run's settings with the steps, validations and checkpoints that the task needs. The models after each round
     of `OrganicTask` are kept: they are the trade of size against likeness."""
     if isinstance(task, OrganicTask):
-        steps = each = task.per_round
-        return replace(run, steps=task.rounds * steps, validate_every=each, save_every=each, log_every=1, keep=task.rounds)
+        each = task.per_round
+        # Several processes stop where they log, and what a round has gathered is each process's own: so at its end.
+        logged = each if task.peers.count > 1 else max(1, each // 100)
+        return replace(run, steps=task.rounds * each, validate_every=each, save_every=each, log_every=logged,
+                       keep=task.rounds)
     steps = task.config.steps
     every = max(1, steps // 10)
     return replace(run, steps=steps, validate_every=every, save_every=every, log_every=max(1, min(20, every)), keep=1)

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codec import Codec
+from ..errors import UserError
 from ..hub import write_model
 from ..latent import LatentSpec
 from . import dropin, native, pooled
 from .clone_config import CloneConfig
-from .dropin_learning import DecoderLearning, EncoderLearning, check_teacher, decoder_responses
+from .dropin_learning import DecoderLearning, EncoderLearning, decoder_responses
 from .fovea import Fovea, FoveaFit
 from .grid_learning import GridConfig
 from .grids import GridDecoder, GridLayer, GridStack
@@ -31,8 +32,6 @@ from .native_learning import NativeLearning, measured_spec
 from .peers import Peers
 from .pooled_learning import PooledConfig, PooledDecoderLearning, PooledLearning, agreement, small_pictures
 from .search import generator
-
-_TURNS = 5  # of native's filters
 
 
 class Way(ABC):
@@ -78,15 +77,31 @@ class Way(ABC):
         """A checkpoint in an existing folder, weights in fp16."""
         kind, config, spec = self.saved(model)
         tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise UserError(f"{name} of the clone does not fit into fp16: the photos are too much alike for it; give "
+                                "others, or fewer --channels.")
         write_model(folder, kind, config, spec, tensors, card, training={**asdict(self.config), **training})
 
 
-def way_of(teacher: Codec, config: CloneConfig, device: torch.device, some: Lessons) -> Way:
-    """The way that `config.latent` names.
+def check_teacher(teacher: Codec, config: CloneConfig) -> None:
+    """Raise a sentence where the teacher has no such latent, before it teaches anything."""
+    spec = teacher.spec
+    if config.latent == "native":
+        return
+    if spec.image_channels != 3:
+        raise UserError(f"{teacher.label} works on pictures of {spec.image_channels} channels, and an organic retina sees "
+                        "three: choose another teacher, or --latent native.")
+    if config.latent == "grid" and spec.downsampling != Fovea.cell:
+        raise UserError(f"Dimension mismatch: {teacher.label} has one latent pixel for {spec.downsampling}² pixels, and "
+                        f"the retina {Fovea().identity()} one for {Fovea.cell}²: take --latent pooled or native.")
+    if config.latent == "pooled" and config.side // spec.downsampling % 2:
+        raise UserError(f"{teacher.label} gives {config.side // spec.downsampling} latent pixels a side of {config.side} "
+                        "pixels, and a pooled clone learns from halves of it, too: choose another teacher.")
 
-    Raises:
-        UserError: the teacher has no such latent.
-    """
+
+def way_of(teacher: Codec, config: CloneConfig, device: torch.device, some: Lessons) -> Way:
+    """The way that `config.latent` names."""
     kinds = {"pooled": Pooled, "grid": Grid, "native": Native}
     return kinds[config.latent](teacher, config, device, some)
 
@@ -114,8 +129,8 @@ class Pooled(Way):
 
     def student(self) -> pooled.Pooled:
         retina = self.settings.retina
-        each = self.settings.neurons // len(retina.scales)
-        decoder = GridLayer(self.outputs, 32, 3 * pooled.PICTURE**2) if self.decodes else None
+        each = max(1, self.settings.neurons // len(retina.scales))
+        decoder = GridLayer(self.outputs, min(32, self.config.neurons), 3 * pooled.PICTURE**2) if self.decodes else None
         return _random(pooled.Pooled(pooled.PooledEncoder(retina, [each] * len(retina.scales), self.outputs), decoder))
 
     def loss(self, model: pooled.Pooled, lessons: Lessons) -> Tensor:
@@ -150,7 +165,6 @@ class Grid(Way):
     def __init__(self, teacher: Codec, config: CloneConfig, device: torch.device, some: Lessons) -> None:
         super().__init__(teacher, config, device, some)
         self.fovea, self.channels, self.cell = Fovea(), teacher.spec.channels, teacher.spec.downsampling
-        check_teacher(teacher, self.fovea)
         self.encodes, self.decodes = config.part != "decoder", config.part != "encoder"
 
     def parts(self, pace: Pace, peers: Peers) -> dict[str, Learning]:
@@ -159,6 +173,7 @@ class Grid(Way):
             weighing = None
             if self.teacher.spec.decodes:
                 weighing = decoder_responses(self.teacher, self.some, generator("responses", pace.seed)).to(self.device)
+                weighing = peers.gather(weighing)[0]  # each asks a decoder of its own
             found["encoder"] = EncoderLearning(self.fovea, self.grid, pace, peers, self.device, weighing)
         if self.decodes:
             grid = replace(self.grid, reach=3)  # a decoder has no retina to see further with
@@ -216,7 +231,7 @@ class Native(Way):
     """A latent of its own. The teacher has no part in it."""
 
     def parts(self, pace: Pace, peers: Peers) -> dict[str, Learning]:
-        return {"model": NativeLearning(self._config([]), self.grid, _TURNS, pace, peers, self.device)}
+        return {"model": NativeLearning(self._config([]), self.grid, self.config.turns, pace, peers, self.device)}
 
     def _config(self, sizes: list[tuple[int, int]]) -> native.NativeConfig:
         config = self.config
@@ -273,10 +288,14 @@ def _split(lessons: Lessons, size: int = 8) -> list[Lessons]:
 
 
 def _random(model: nn.Module) -> nn.Module:
-    """The model with random weights: the matrices' rows of about length 1, readouts of a tenth of that."""
+    """The model with random weights: the matrices' rows of about length 1, readouts of a tenth of that. What a later layer
+    adds to the guess before it begins at nothing."""
     draw = torch.Generator().manual_seed(0)
+    later = {f"{name}.layers.{i}." for name, part in model.named_modules() if isinstance(part, GridStack) and part.adds
+             for i in range(1, len(part.layers))}
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1:
-            scale = 0.1 if name.endswith(("out", "skip", "readout_weight")) else 1.0
+        if parameter.dim() > 1 and len(parameter):
+            reads_out = name.endswith(("out", "skip", "readout_weight"))
+            scale = (0.0 if name.rpartition(".")[0] + "." in later else 0.1) if reads_out else 1.0
             parameter.data.copy_(torch.randn(parameter.shape, generator=draw) * scale / math.sqrt(parameter[0].numel()))
     return model

@@ -147,14 +147,16 @@ def open_checkpoint(path: Path, name: str) -> Codec:
 
 
 def _teacher(reference: dict[str, Any], name: str) -> Codec:
-    """By the name it had then, else where it lay."""
+    """By the name it had then, else where it lay; a teacher from the hub may have to be fetched again."""
     known, place = reference["name"], reference.get("path")
-    if known not in hub.bundled_names() and not Path(known).exists() and place is not None:
-        if not Path(place).exists():
-            raise UserError(f"{name} needs the half that it does not have from {known}, which is not at {place} any more: "
-                            "put it back.")
+    if known not in hub.bundled_names() and not Path(known).exists() and place is not None and Path(place).exists():
         known = place
-    teacher = hub.load(known)
+    try:
+        teacher = hub.load(known)
+    except UserError as failure:
+        lost = f", which is not at {place} any more: put it back" if place and not Path(place).exists() else ""
+        raise UserError(f"{name} needs the half that it does not have from {reference['name']}{lost} ({failure})"
+                        ) from failure
     found = teacher.provenance.weights_hash
     if found != reference["weights_hash"]:
         raise UserError(f"{name} was cloned from {reference['name']} with the weights {reference['weights_hash']}, and "

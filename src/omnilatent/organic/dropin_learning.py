@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..codec import Codec
-from ..errors import UserError
 from .dropin import DropinEncoder
 from .fovea import Fovea, FoveaCode, FoveaFit
 from .grid_learning import GridConfig, Maps, StackLearning
@@ -27,6 +26,7 @@ from .lessons import Lessons
 from .peers import Peers
 from .search import generator
 
+_CROPS = 16
 _NUDGE = 0.3  # of a latent channel, standard deviation
 
 
@@ -111,22 +111,15 @@ class DecoderLearning(StackLearning):
         return None if stack is None else GridDecoder(stack, self.cell).to(self.device)
 
 
-def check_teacher(teacher: Codec, fovea: Fovea) -> None:
-    """Raise a sentence where the teacher's grid is not the fovea's."""
-    if teacher.spec.downsampling != fovea.cell:
-        raise UserError(f"Dimension mismatch: {teacher.label} has one latent pixel for {teacher.spec.downsampling}² "
-                        f"pixels, and the retina {fovea.identity()} one for {fovea.cell}².")
-
-
 @torch.no_grad()
 def decoder_responses(teacher: Codec, lessons: Lessons, draw: torch.Generator) -> Tensor:
     """`(c, c)`: its rows' inner products are those of the changes that the channels make in a decoded picture.
 
-    Forward evaluations only: c + 1 decodings of a few crops of 12×12 latent pixels, noise on one channel at a time. The
+    Forward evaluations only: c + 1 decodings of 16 crops of 12×12 latent pixels, noise on one channel at a time. The
     changes are turned to as few numbers as there are channels (QR decomposition).
     """
     side = min(12, *lessons.taught.shape[-2:])
-    z = lessons.taught[:, :, :side, :side]
+    z = lessons.taught[:: max(1, len(lessons) // _CROPS), :, :side, :side][:_CROPS]
     noise = torch.randn(len(z), side, side, generator=draw).to(z.device) * _NUDGE
     still, rows = teacher.decode(z), []
     for channel in range(z.shape[1]):

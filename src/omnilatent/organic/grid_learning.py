@@ -124,6 +124,7 @@ class StackLearning(Learning):
         self.rounds, self.stack, self.config = config.layers, stack.to(device), config
         self.code, self.goal, self.weighing = code, goal, weighing
         self.gathered, self.search = Gathered(pace), None
+        self.rows: Rows | None = None  # of the layer that is being tuned
         self.losses: list[float] = []  # held out: of the mean, then after each layer that was kept
 
     @torch.no_grad()
@@ -143,13 +144,15 @@ class StackLearning(Learning):
                 self._begin()
             else:
                 self.search.step()
-            self.left = min(self.left, self.search.held_loss / self.losses[0])
+            self.left = min(self.left, self.search.held_loss / max(self.losses[0], 1e-12))
         self.done += 1
         if last:
             self._conclude()
 
     def _begin(self) -> None:
-        self.search = LayerSearch(self.gathered.rows(), self.config, self.pace.seed, self.round, weighing=self.weighing,
+        if self.rows is None:
+            self.rows, self.gathered = self.gathered.rows(), Gathered(self.pace)
+        self.search = LayerSearch(self.rows, self.config, self.pace.seed, self.round, weighing=self.weighing,
                                   peers=self.peers)
         self.losses = self.losses or [self.search.mean_loss]
 
@@ -160,7 +163,7 @@ class StackLearning(Learning):
                 self.stack.layers.append(self.search.layer())
             else:
                 self.over = True
-        self.gathered, self.search = Gathered(self.pace), None
+        self.gathered, self.search, self.rows = Gathered(self.pace), None, None
         self.round, self.done = self.round + 1, 0
 
     def model(self) -> GridStack | None:
@@ -183,7 +186,8 @@ class StackLearning(Learning):
     def state(self) -> dict[str, Any]:
         layers = [list(layer.parameters()) for layer in self.stack.layers]
         return {"numbers": [self.round, self.over, self.left, self.done], "losses": self.losses, "layers": layers,
-                "gathered": self.gathered.state(), "tuning": None if self.search is None else self.search.tuning.state()}
+                "gathered": self.gathered.state(), "rows": None if self.rows is None else list(vars(self.rows).values()),
+                "tuning": None if self.search is None else self.search.tuning.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.round, self.over, self.left, self.done = state["numbers"]
@@ -191,6 +195,8 @@ class StackLearning(Learning):
         for weight, bias, skip, out, out_bias in (map(self._here, layer) for layer in state["layers"]):
             self.stack.layers.append(GridLayer.of(Affine(weight, bias), Neurons(torch.cat([skip, out], 1), out_bias)))
         self.gathered.load_state(state["gathered"], self.device)
+        if state["rows"] is not None:
+            self.rows = Rows(*(columns.to(self.device) for columns in state["rows"]))
         if state["tuning"] is not None:
             self._begin()
             self.search.tuning.load_state(state["tuning"])

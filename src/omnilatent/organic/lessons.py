@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..codec import Codec
 from ..data import ImageSource, TrainingImages, resize_and_crop
 from ..data.images import UnreadableImage
+from ..data.protocols import StoredImages
 from ..errors import UserError
 from ..store import Description, Store, StoreWriter
 
@@ -145,8 +147,13 @@ def write_lessons(
 
 
 def _key(photos: ImageSource, position: int) -> str:
+    """Of a view of a photo. Lessons may be shared by clones from several folders, so a file's size counts, too."""
     view, photo = divmod(position, len(photos))
-    return f"{photos.key(photo)}#{view}"
+    size = ""
+    if isinstance(photos, StoredImages):
+        with suppress(OSError):  # it is gone, which reading it will tell
+            size = f":{photos.stored_size(photo)}"
+    return f"{photos.key(photo)}{size}#{view}"
 
 
 def _centre(pixels: np.ndarray, size: int) -> Tensor:

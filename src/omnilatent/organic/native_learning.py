@@ -32,6 +32,7 @@ from .peers import Peers
 from .regression import Regression, fit_moments
 from .retina import Moments
 
+_LEAST_SPREAD = 1e-3  # of a channel, in shares of the widest one's: what varies less is not stretched to variance 1
 _RIDGE = 1e-7  # of the linear decoder, in shares of the inputs' variance
 
 
@@ -95,7 +96,7 @@ class NativeLearning(Learning):
         decoder, n, reach = fit_moments(seen, _RIDGE), self.config.channels, self.config.reach
         loss = float(held.losses(decoder.weight, decoder.bias).mean())
         variance = float((held.squares / held.inputs.count - held.mean.square()).mean())
-        self.left = min(self.left, loss / variance)
+        self.left = min(self.left, loss / max(variance, 1e-12))
         if loss < self.lowest:
             middle = torch.arange(n, device=self.device) * reach**2 + reach**2 // 2
             latents = seen.inputs.part(middle)
@@ -110,7 +111,8 @@ class NativeLearning(Learning):
     def _open(self, filters: Tensor, covariance: Tensor) -> None:
         """Go on with the layers, on latents that are uncorrelated and of variance 1."""
         axes = principal_components(covariance, len(covariance))
-        spread = (axes * (covariance @ axes)).sum(0).sqrt().clamp(min=1e-6)
+        spread = (axes * (covariance @ axes)).sum(0).clamp(min=0).sqrt()
+        spread = spread.clamp(min=_LEAST_SPREAD * float(spread.max()))
         self.filters = torch.einsum("bn,bcij->ncij", (axes / spread).float(), filters)
         self.layers = DecoderLearning(lambda lessons: analysed(lessons.images, self.filters), self.config.channels, BLOCK,
                                       replace(self.grid, reach=self.config.reach, context=self.config.context),

@@ -19,6 +19,7 @@ from torch import Tensor
 from .retina import Axes, principal_axes
 
 _SLOPE = 1.0986  # ln 3: tanh is ∓½ at the two inputs of a pair (SWIM, section 2)
+_APART = 1e-3  # inputs that are closer count as equal
 _DRAWS = 8  # pairs looked at for each pair taken
 
 
@@ -46,7 +47,8 @@ def draw_pairs(
 ) -> Affine:
     """`count` candidate neurons.
 
-    A pair is taken with a probability proportional to the distance of its targets over that of its inputs.
+    A pair is taken with a probability proportional to the distance of its targets over that of its inputs; two equal
+    inputs make no neuron.
 
     Args:
         inputs: `(N, d)`.
@@ -79,9 +81,10 @@ def _pairs(seen: Tensor, targets: Tensor, count: int, generator: torch.Generator
            ) -> tuple[Tensor, Tensor]:
     where = seen.device
     first, second = torch.randint(len(seen), (2, _DRAWS * count), generator=generator).to(where)
-    apart = (seen[first] - seen[second]).norm(dim=1).clamp(min=1e-3)
-    differ = (targets[first] - targets[second]).norm(dim=1)
-    taken = torch.multinomial((differ / apart + 1e-12).cpu(), count, generator=generator).to(where)
+    distance = (seen[first] - seen[second]).norm(dim=1)
+    apart, differ = distance.clamp(min=_APART), (targets[first] - targets[second]).norm(dim=1)
+    wanted = torch.where(distance > _APART, differ / apart, 0.0) + 1e-12
+    taken = torch.multinomial(wanted.cpu(), count, generator=generator).to(where)
     first, second, apart = first[taken], second[taken], apart[taken, None]
     slope = _SLOPE * (1 + (steepest - 1) * torch.rand(count, 1, generator=generator).to(where))
     weight = slope * (seen[first] - seen[second]) / apart.square()

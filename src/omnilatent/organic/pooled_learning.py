@@ -132,7 +132,10 @@ class PooledLearning(Learning):
         seen, held = (self.seen[part].over(self.peers) for part in (False, True))
         chosen = forward_selection(seen, self.config.neurons).sort().values
         readout, loss = fit_readout(seen.part(chosen), held.part(chosen), _RIDGES)
-        self.left, self.over = loss / float((held.squares / held.inputs.count - held.mean.square()).mean()), True
+        variance = float((held.squares / held.inputs.count - held.mean.square()).mean())
+        self.left, self.over = min(1.0, loss / max(variance, 1e-12)), True
+        if loss >= variance:
+            return  # no better than the mean
         groups, first = [], 0
         for group in self.groups:
             inside = chosen[(chosen >= first) & (chosen < first + len(group))]
@@ -156,7 +159,7 @@ class PooledLearning(Learning):
         return {"numbers": [self.round, self.over, self.left, self.done],
                 "gathered": [gathered.state() for gathered in self.gathered],
                 "groups": [[group.weight, group.bias] for group in self.groups],
-                "seen": {} if self.over else {str(held): seen.state() for held, seen in self.seen.items()},
+                "seen": {} if self.over else {str(held): seen.state() for held, seen in self.seen.items() if seen.count},
                 "encoder": None if encoder is None else [encoder.sizes, encoder.state_dict()]}
 
     def load_state(self, state: dict[str, Any]) -> None:
