@@ -105,6 +105,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "hybrid": lambda: tables.organic_hybrid(tables.results("organic_hybrid")),
         "native": lambda: tables.organic_native(tables.results("organic_native")),
         "scale": lambda: tables.organic_scale(tables.results("organic_clones")),
+        "learner": lambda: tables.organic_learner(tables.results("organic_learner")),
         "hidden": lambda: tables.organic_hidden(tables.results("organic_hidden")),
         "downstream": lambda: tables.organic_downstream(tables.results("organic_downstream")),
     },

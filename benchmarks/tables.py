@@ -250,6 +250,25 @@ def organic_native(record: dict[str, Any]) -> str:
     return table(heads, rows)
 
 
+def organic_learner(record: dict[str, Any]) -> str:
+    """One linear layer: every method's excess at its end, evaluations and seconds."""
+    problems = ("512 → 4", "512 → 192", "2048 → 32")
+    rows: dict[str, dict[str, Any]] = {}
+    for row in record["rows"]:
+        if row["problem"] in problems:
+            rows.setdefault(row["method"], {})[row["problem"]] = row
+    lines = []
+    for method, found in rows.items():
+        cells = [method]
+        for problem in problems:
+            row = found.get(problem)
+            excess = row and ("0" if abs(row["excess"]) < 5e-7 else f"{row['excess']:.2g}" if row["excess"] >= 1e-3 else
+                              f"{row['excess']:.0e}")
+            cells.append(f"{excess} ({row['evaluations']:,}; {row['cpu_seconds']:.1f} s)" if row else "–")
+        lines.append(cells)
+    return table(["excess (evaluations; CPU seconds)", *problems], lines)
+
+
 def organic_hidden(record: dict[str, Any]) -> str:
     """Ways to 512 hidden neurons."""
     return table(["512 tanh neurons", "R² held out", "seconds on an H200"],

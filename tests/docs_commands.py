@@ -27,7 +27,7 @@ SHORT = {
     "evaluate": "--size 32 --limit 2 --no-health --no-speed",
     "demo": "--steps 1 --data photos/",
     "encode": "--size 32 --workers 0",
-    "clone": "--data synthetic --most 8 --size 64 --neurons 4 --candidates 8 --layers 1 --sites 500 --sweeps 1 --views 1 --shown 1",
+    "clone": "--data synthetic --most 40 --size 64 --neurons 8 --candidates 32 --layers 1 --sites 500 --sweeps 1 --views 1 --shown 1",
 }
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.S | re.M)
 

@@ -138,9 +138,10 @@ def test_pictures_that_teach_nothing_give_one_sentence(tmp_path: Path, capsys: p
     for i in range(4):
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
     line = f"clone pixels --data {tmp_path} --latent native --channels 1 --out {tmp_path / 'run'} {SMALL} --size 16"
-    assert main(line.split()) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("omnilatent: The first layer does no better on held-out pictures than their mean: 3 views of 3")
+    for _ in range(2):  # nothing is left that would stand in the way of the same command, once it is mended
+        assert main(line.split()) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("omnilatent: The first layer does no better on held-out pictures than their mean: 3 views of 3")
 
 
 def test_a_clone_that_is_there_is_not_begun_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,7 +169,7 @@ class Codec(ABC):
     def _floats(self, images: Tensor) -> Tensor:
         """On this codec's device, in its dtype, in [0, 1]. 8-bit values are small enough to move as they are."""
         moved = images.to(self.device)
-        return moved.to(self.dtype) / 255 if moved.dtype == torch.uint8 else moved.to(self.dtype)
+        return moved.to(self.dtype).div_(255) if moved.dtype == torch.uint8 else moved.to(self.dtype)
 
     def _finite(self, run: Callable[[], Result], tensors: Callable[[Result], list[Tensor]]) -> Result:
         """`run()`; where float16 overflowed (SDXL's is the known model), the codec moves to a wider type for good,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -109,6 +110,10 @@ def main(argv: list[str]) -> None:
         if fabric.is_global_zero:
             print(f"\nomnilatent: stopped; go on with: omnilatent clone --resume {run}", file=sys.stderr)
         raise SystemExit(130) from None
+    except UserError:
+        if fabric.is_global_zero and not any(run.glob("*/state.pt")):  # the mended command may be given once more
+            (run / "run.json").unlink(missing_ok=True)
+        raise
     if not fabric.is_global_zero:
         return
     print("held out: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)
@@ -158,6 +163,8 @@ def clone_run(
     checkpoint = as_rank_zero(fabric, lambda: resume_point(run) if (run / "run.json").exists() else None)
     figures = train(task, settings, run, fabric, checkpoint, quiet)
     if fabric.is_global_zero and not (run / "final" / "config.json").exists():
+        for checkpoint in run.glob("*/state.pt"):  # there is nothing in it to go on with
+            shutil.rmtree(checkpoint.parent)
         raise UserError(f"The first layer does no better on held-out pictures than their mean: {len(train_store):,} views of "
                         f"{len(photos):,} photos are too few to learn from, or have nothing in common with the "
                         f"{len(held_out):,} held out; give more.")

@@ -77,7 +77,7 @@ class Retina:
             raise ValueError(f"images have shape (b, 3, h, w); got {tuple(images.shape)}")
         if not (images.is_floating_point() or images.dtype == torch.uint8):
             raise ValueError(f"images are floats in [0, 1] or uint8 in 0..255; got {images.dtype}")
-        picture = images.float() / 255 if images.dtype == torch.uint8 else images.float()  # resizing needs it
+        picture = images.float().div_(255) if images.dtype == torch.uint8 else images.float()  # resizing needs it
         height, width = picture.shape[-2:]
         if (height, width) == (self.size, self.size):
             return picture
