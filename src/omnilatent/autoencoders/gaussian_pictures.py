@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..nn.gaussian_conv import PIXEL, GaussianConv2d, gaussian_kernels
+from ..nn.gaussian_conv import GaussianConv2d
+from ..nn.gaussian_kernels import PIXEL, gaussian_kernels
 
 FINE = 12  # pixels of the picture for one of the filter's
 GAP = 4

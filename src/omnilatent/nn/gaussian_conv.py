@@ -1,18 +1,7 @@
 """A convolution whose filters are sums of oriented 2-D Gaussians, a drop-in for `nn.Conv2d`.
 
-- `GaussianConv2d`: six numbers a Gaussian (μx, μy, log σx, log σy, θ, amplitude) in place of one a pixel.
-- `gaussian_kernels`: those numbers → filters, in closed form.
-
-The filter from input channel i to output channel o is, at the pixel whose centre lies at p (px from the filter's own),
-
-    w(p) = Σₖ aₖ exp(−½ (p − μₖ)ᵀ Cₖ⁻¹ (p − μₖ)),    C = R(θ) diag(σx², σy²) R(θ)ᵀ + PIXEL² I.
-
-**Anti-aliasing.** A Gaussian narrower than half a pixel falls between the pixels: sampled at their centres its sum
-swings with μ, by ±2 exp(−2π²σ²) along each axis: ±39 % at σ = 0.29 (all that a pixel's box of variance 1/12 would
-give), everything at σ → 0, and away from a pixel it has no gradient. So a pixel is a Gaussian window of PIXEL = 0.5 px:
-what it sees of a Gaussian is its convolution with that window, whose covariance is simply the sum of the two, exactly.
-The narrowest filter then has C = PIXEL² I, and the sum swings by ±1.4 % at most. A box would need a bivariate normal
-integral where the Gaussian is turned; the price of the window is that no filter is sharper than it.
+- `GaussianConv2d`: six numbers a Gaussian (μx, μy, log σx, log σy, θ, amplitude) in place of one a pixel; what they
+  mean, and how the filters are kept from aliasing, stands in gaussian_kernels.py.
 
 Structured receptive fields: Jacobsen et al. 2016 (arXiv 1605.02971, a fixed basis of Gaussian derivatives) and Tabernik
 et al. 2020 (arXiv 1902.07474, displaced isotropic Gaussians); here each Gaussian is learned whole: place, widths, turn.
@@ -27,34 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PIXEL = 0.5  # standard deviation of the window through which a pixel sees, in pixels
+from .gaussian_fit import fit_conv2d
+from .gaussian_kernels import Pair, gaussian_kernels
+
 GEOMETRY = ("mu", "log_sigma", "theta")  # the parameters that are no amplitudes; they learn at a rate of their own
-Pair = tuple[int, int]
-
-
-def gaussian_kernels(mu: Tensor, log_sigma: Tensor, theta: Tensor, amplitude: Tensor, size: Pair) -> Tensor:
-    """Sums of Gaussians on a grid of pixels.
-
-    Args:
-        mu: centres `(…, k, 2)`, x (to the right) and y (down), in pixels from the middle of the filter.
-        log_sigma: `(…, k, 2)`, logarithms of the widths in pixels along the Gaussian's own axes.
-        theta: `(…, k)`, the turn of its first axis from x towards y, in radians.
-        amplitude: `(…, k)`, the height.
-        size: the filter's height and width in pixels.
-
-    Returns:
-        Filters `(…, height, width)`.
-    """
-    y, x = ((torch.arange(n, device=mu.device, dtype=mu.dtype) - (n - 1) / 2) for n in size)
-    dx, dy = x - mu[..., :1], y - mu[..., 1:]  # (…, k, width), (…, k, height)
-    variance = (2 * log_sigma).exp() + PIXEL**2
-    precision = variance.reciprocal()
-    mean, half = precision.mean(-1), (precision[..., 0] - precision[..., 1]) / 2
-    along, across = half * torch.cos(2 * theta), half * torch.sin(2 * theta)  # C⁻¹ by double angles: no squares
-    xx, yy = (mean + along)[..., None] * dx**2, (mean - along)[..., None] * dy**2
-    xy = (2 * across)[..., None] * dy
-    exponent = xx[..., None, :] + yy[..., :, None] + xy[..., :, None] * dx[..., None, :]  # (…, k, height, width)
-    return torch.einsum("...k,...kyx->...yx", amplitude, torch.exp(-0.5 * exponent))
 
 
 class GaussianConv2d(nn.Module):
@@ -169,6 +134,4 @@ class GaussianConv2d(nn.Module):
     def from_conv2d(cls, conv: nn.Conv2d, num_gaussians: int = 3, steps: int = 300, starts: int = 4
                     ) -> tuple[GaussianConv2d, float]:
         """The Gaussian layer nearest to `conv`; see `gaussian_fit.fit_conv2d`."""
-        from .gaussian_fit import fit_conv2d
-
         return fit_conv2d(cls, conv, num_gaussians, steps, starts)

@@ -1,29 +1,31 @@
 """Filters of an `nn.Conv2d` → the sums of Gaussians nearest to them.
 
 - `fit_conv2d`: a whole layer, and what is left of it.
-- `best_amplitudes`: the heights that fit best, in closed form.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .gaussian_conv import PIXEL, GaussianConv2d, gaussian_kernels
+from .gaussian_kernels import PIXEL, best_amplitudes, gaussian_kernels
 
-_RIDGE = 1e-6  # of the mean energy of a filter's Gaussians: two equal ones share what they fit
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def fit_conv2d(
-    kind: type[GaussianConv2d], conv: nn.Conv2d, num_gaussians: int, steps: int, starts: int
-) -> tuple[GaussianConv2d, float]:
+    kind: Callable[..., Layer], conv: nn.Conv2d, num_gaussians: int, steps: int, starts: int
+) -> tuple[Layer, float]:
     """Fit every filter by itself: Adam moves the Gaussians, least squares gives their heights at every step.
 
     That is variable projection (Golub & Pereyra 1973): the heights enter linearly, so they need no search.
 
     Args:
+        kind: the class of the Gaussian layer.
         starts: how many starts each filter gets; the best is kept. They are drawn from torch's global generator.
 
     Returns:
@@ -67,14 +69,6 @@ def fit_conv2d(
             layer.bias.copy_(conv.bias)
         left = (layer.kernel() - conv.weight.float().cpu()).square().sum() / conv.weight.float().square().sum().cpu()
     return layer.to(conv.weight.device, conv.weight.dtype).train(conv.training), float(left)
-
-
-def best_amplitudes(units: Tensor, target: Tensor) -> Tensor:
-    """The heights `(…, k)` with which the Gaussians `units` `(…, k, p)` come nearest to `target` `(…, p)`."""
-    gram = units @ units.mT
-    ridge = _RIDGE * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    gram = gram + (ridge + 1e-12) * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram, (units @ target[..., None]))[..., 0]
 
 
 def _fitted(mu: Tensor, log_sigma: Tensor, theta: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
