@@ -95,8 +95,8 @@ def fetch_file(url: str, path: Path, size: int, sha256: str, timeout: float = 10
         raise Unreachable(" ".join(str(getattr(failure, "reason", failure)).split())) from failure
     if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
         more = "more than " if len(content) > size else ""
-        raise UserError(f"{url} sent {more}{min(len(content), size)} bytes that are not the file expected ({size} bytes, "
-                        f"SHA-256 {sha256[:16]}…): repeat the command, or fetch the file elsewhere as {path}.")
+        raise UserError(f"{url} sent {more}{min(len(content), size)} bytes that are not the file expected ({size} "
+                        f"bytes, SHA-256 {sha256[:16]}…): repeat the command, or fetch the file elsewhere as {path}.")
     temporary = path.with_name(f".writing-{path.name}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,11 +25,12 @@ def gaussian_card(
     pictures = "![originals over reconstructions](samples.png)\n\n" if figures else ""
     return (
         f"---\nlibrary_name: omnilatent\n---\n# {config.recipe}\n\n"
-        f"Autoencoder of {SIDE}×{SIDE} pictures, {model.latent_dim} numbers of latent, {parameters:,} parameters; encoder "
-        f"of {len(model.widths)} convolutions ({what}), channels {', '.join(map(str, model.encoder_widths))}; {trained}.\n\n"
+        f"Autoencoder of {SIDE}×{SIDE} pictures, {model.latent_dim} numbers of latent, {parameters:,} parameters; "
+        f"encoder of {len(model.widths)} convolutions ({what}), channels {', '.join(map(str, model.encoder_widths))}; "
+        f"{trained}.\n\n"
         f"Measured on {measured}; MSE in [0, 1], not rounded, mean over all pixels; PSNR by image on 8 bits, then the "
-        f"mean:\n\n| metric | value |\n| --- | --- |\n{table}\n{sigma}\n{pictures}![filters of the first layer](filters.png)"
-        "\n\nLicence: not stated. It is yours to state, within what the training images (and the model that it started "
+        f"mean:\n\n| metric | value |\n| --- | --- |\n{table}\n{sigma}\n{pictures}"
+        "![filters of the first layer](filters.png)\n\nLicence: not stated. It is yours to state, within what the training images (and the model that it started "
         "from) allow: add a line `license: …` to the head of this file before you publish it.\n\n"
         f"Command: `{command}`\n"
     )

@@ -1,4 +1,4 @@
-"""One training step of the Gaussian autoencoder: squared error, AdamW with a rate of its own for the Gaussians' geometry.
+"""One training step of the Gaussian autoencoder: squared error, and a rate of its own for the Gaussians' geometry.
 
 - `GaussianTask`: a `Task` (training/task.py).
 - `parameter_groups`: what learns at which rate.
@@ -46,7 +46,7 @@ _GREY = (0.299, 0.587, 0.114)  # Rec. 601
 
 
 class GaussianTask:
-    """Trains `config.model` on pictures, grey and cut to 28×28.
+    """Trains `config.model` on pictures, grey, their short side made 28, a square of them.
 
     Args:
         data: the training images, or where they are (see `data.open_images`).
@@ -80,7 +80,8 @@ class GaussianTask:
         # The loop reads how long to train from the task, since only the data says how many steps an epoch has.
         self.config = replace(config, run=replace(config.run, steps=config.steps(len(source))))
         self.init, self.freeze, self.command, self.skipped = init, freeze, command, skipped
-        self.images = TrainingImages(source, SIDE, config.run.seed, flip=False)
+        # Whole pictures, made smaller where they are larger, as validation sees them; 28 pixels stay as they are.
+        self.images = TrainingImages(source, SIDE, config.run.seed, flip=False, min_scale=0.999)
         self.validation = EvaluationImages(held_out, SIDE)
         self._picture: Tensor | None = None
 
@@ -97,8 +98,9 @@ class GaussianTask:
     def setup(self, fabric: Fabric) -> None:
         self.fabric, run, o = fabric, self.config.run, self.config.optimizer
         if run.batch_size % (fabric.world_size * run.accumulate):
-            raise UserError(f"--batch-size {run.batch_size} does not split evenly over {fabric.world_size} processes and "
-                            f"--accumulate {run.accumulate}: take a multiple of {fabric.world_size * run.accumulate}.")
+            raise UserError(f"--batch-size {run.batch_size} does not split evenly over {fabric.world_size} processes "
+                            f"and --accumulate {run.accumulate}: take a multiple of "
+                            f"{fabric.world_size * run.accumulate}.")
         if o.optimizer != "adamw":
             raise UserError(f"--optimizer {o.optimizer}: the Gaussians' parameters are no matrices; take adamw.")
         model = GaussianAutoencoder.of(self.config.model)
@@ -116,8 +118,9 @@ class GaussianTask:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         run, world = self.config.run, self.fabric.world_size
-        return batches(self.images, run.batch_size // world, start, stop, self.fabric.global_rank, world,
-                       max(0, run.workers), pin=self.fabric.device.type == "cuda")  # small pictures need no processes
+        workers = max(0, run.workers)  # small pictures need no processes unless they are asked for
+        return batches(self.images, run.batch_size // world, start, stop, self.fabric.global_rank, world, workers,
+                       pin=self.fabric.device.type == "cuda")
 
     def halve(self, batch: Batch) -> Batch | None:
         half = max(len(batch.images) // 2, self.config.run.accumulate)
@@ -166,8 +169,8 @@ class GaussianTask:
             count += len(grey)
         for file, reason in self.validation.skipped:
             self.skipped(file, reason)
-        measured, pictures = evaluate(codec, self.validation, batch_size=256, metrics=("psnr",), keep=SHOWN, health=False,
-                                      speed=False)
+        measured, pictures = evaluate(codec, self.validation, batch_size=256, metrics=("psnr",), keep=SHOWN,
+                                      health=False, speed=False)
         self._picture = reconstruction_sheet([p.original for p in pictures], [p.reconstruction for p in pictures])
         return {"psnr": measured.figures["psnr"].value, "mse": total / count, **sigma_figures(codec.module.encoder[0])}
 
@@ -218,7 +221,8 @@ def parameter_groups(model: nn.Module, geometry: float) -> list[dict[str, Any]]:
 
     They are measured in pixels, logarithms and radians, where 0.1 is a small change; the other weights lie around
     0.05, and Adam moves every number by about the learning rate."""
-    own = {id(getattr(layer, name)) for layer in model.modules() if isinstance(layer, GaussianConv2d) for name in GEOMETRY}
+    layers = [layer for layer in model.modules() if isinstance(layer, GaussianConv2d)]
+    own = {id(getattr(layer, name)) for layer in layers for name in GEOMETRY}
     parts: dict[float, list[nn.Parameter]] = {1.0: [], geometry: []}
     for parameter in model.parameters():
         if parameter.requires_grad:

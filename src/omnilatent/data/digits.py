@@ -121,7 +121,7 @@ def mnist() -> Digits:
     if failure is None:
         return open_idx(folder)
     _log.warning(
-        "omnilatent: MNIST could not be downloaded (%s), so the 1,797 digits that come with scikit-learn stand in for it. "
-        "For MNIST fetch %s from %s into %s, or into a folder that you give as DATA.",
+        "omnilatent: MNIST could not be downloaded (%s), so the 1,797 digits that come with scikit-learn stand in for "
+        "it. For MNIST fetch %s from %s into %s, or into a folder that you give as DATA.",
         failure, ", ".join(FILES), MIRRORS[0], folder)
     return embedded_digits("digits in place of MNIST")

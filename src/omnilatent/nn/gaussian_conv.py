@@ -53,7 +53,8 @@ class GaussianConv2d(nn.Module):
             raise ValueError(f"in_channels {in_channels}, out_channels {out_channels}, kernel_size {kernel_size}, "
                              f"num_gaussians {num_gaussians}, groups {groups}: each is at least 1")
         if in_channels % groups or out_channels % groups:
-            raise ValueError(f"in_channels {in_channels} and out_channels {out_channels} must divide by groups {groups}")
+            raise ValueError(f"in_channels {in_channels} and out_channels {out_channels} must divide by groups "
+                             f"{groups}")
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, (height, width)
         self.num_gaussians, self.stride, self.padding, self.groups = num_gaussians, stride, padding, groups
         shape = (out_channels, in_channels // groups, num_gaussians)
