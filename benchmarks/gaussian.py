@@ -39,7 +39,7 @@ from omnilatent.training.loop import launch_fabric, train
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = ("gaussian", "plain")
-RATES, BATCHES = (3e-3, 6e-3, 1.2e-2, 2e-2), (64, 128)
+RATES, BATCHES = (3e-3, 6e-3, 1.2e-2, 2.4e-2), (64, 128)
 SEEDS = (0, 1, 2)
 KEPT_BACK = 2_000  # of the training images, for choosing
 FEW, FEW_STEPS = (100, 300, 1_000, 10_000), 782  # 5 epochs of 10,000

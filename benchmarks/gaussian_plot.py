@@ -17,7 +17,7 @@ from omnilatent.autoencoders.gaussian_pictures import filter_sheet
 
 COLOURS = {"gaussian": "#0b6e99", "plain": "#c2571a"}
 NAMES = {"gaussian": "Gaussian filters", "plain": "plain filters, equal parameters"}
-SHOWN = 8
+SHOWN = 14
 
 
 def draw(results: dict[str, Any], models: dict[str, GaussianAutoencoder], test: Tensor,

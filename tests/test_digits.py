@@ -44,7 +44,8 @@ def test_a_folder_of_idx_files_in_any_encoding(suffix: str, tmp_path: Path) -> N
     source = open_images(tmp_path / "set")
     assert isinstance(source, Digits) and source.name == "set/train" and len(source) == 6
     assert np.array_equal(source.labels, labels) and np.array_equal(source.test.pixels, test)
-    assert source.read(4).shape == (28, 28, 3) and all(np.array_equal(source.read(4)[..., c], pixels[4]) for c in range(3))
+    assert source.read(4).shape == (28, 28, 3)
+    assert all(np.array_equal(source.read(4)[..., c], pixels[4]) for c in range(3))
     assert len({source.key(i) for i in range(6)}) == 6 and source.key(0) != source.test.key(0)
     with pytest.raises(IndexError):
         source.read(6)
@@ -63,10 +64,10 @@ GOOD = idx(np.zeros((2, 3, 3), np.uint8))
 
 
 @pytest.mark.parametrize(("contents", "sentence"), [
-    (b"", r"is no idx file of bytes \(it begins with nothing"), (b"<html>not here</html>", "it begins with 3c 68 74 6d"),
+    (b"", r"is no idx file of bytes \(it begins with nothing"), (b"<html>no</html>", "it begins with 3c 68 74 6d"),
     (GOOD[:-1], "states 2 × 3 × 3 values and holds 17"), (GOOD + b"x", "states 2 × 3 × 3 values and holds 19"),
     (GOOD[:9], "is no idx file"), (gzip.compress(GOOD)[:-6], "is damaged or cut short"),
-    (lzma.compress(GOOD)[:-9], "is damaged or cut short"), (gzip.compress(GOOD)[:12] + b"??", "is damaged or cut short"),
+    (lzma.compress(GOOD)[:-9], "is damaged or cut short"), (gzip.compress(GOOD)[:12] + b"?", "is damaged or cut sho"),
     (idx(np.zeros(4, np.uint8)), "is no idx file|has 1 dimensions, and images have 3"),
     (idx(np.zeros((1, 2, 2, 2), np.uint8)), "has 4 dimensions, and images have 3"),
     (b"\0\0\x0d\x03" + GOOD[4:], "it begins with 00 00 0d 03, expected 00 00 08 03"),

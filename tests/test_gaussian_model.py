@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from docs_commands import ROOT, bash_lines, blocks
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -16,15 +17,15 @@ from omnilatent.autoencoders import recipes
 from omnilatent.autoencoders.gaussian import GaussianCodec
 from omnilatent.autoencoders.gaussian_config import GaussianConfig
 from omnilatent.autoencoders.gaussian_pictures import filter_sheet, sigma_figures
-from omnilatent.autoencoders.gaussian_task import parameter_groups
+from omnilatent.autoencoders.gaussian_task import GaussianTask, parameter_groups
 from omnilatent.cli.main import main
 from omnilatent.codec import Provenance
 from omnilatent.data import open_images, subset
 from omnilatent.data.digits import Digits
 from omnilatent.latent import LatentSpec, Point
 
-SMALL = ["--data", "digits", "--epochs", "1", "--steps", "4", "--batch-size", "16", "--latent-dim", "16", "--lr", "3e-3",
-         "--device", "cpu", "--workers", "0"]
+SMALL = ["--data", "digits", "--epochs", "1", "--steps", "4", "--batch-size", "16", "--latent-dim", "16", "--lr",
+         "3e-3", "--device", "cpu", "--workers", "0"]
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -83,8 +84,8 @@ def codec() -> GaussianCodec:
 def test_the_codec_tiles_larger_pictures(codec: GaussianCodec) -> None:
     images = torch.rand(2, 1, 56, 84)
     whole = codec.encode(images)
-    assert isinstance(whole, Point) and whole.z.shape == (2, 32, 2, 3) and codec.encode(images[..., :28, :28]).z.shape == (
-        2, 32, 1, 1)
+    assert isinstance(whole, Point) and whole.z.shape == (2, 32, 2, 3)
+    assert codec.encode(images[..., :28, :28]).z.shape == (2, 32, 1, 1)
     for row in range(2):
         for column in range(3):
             tile = images[..., 28 * row : 28 * row + 28, 28 * column : 28 * column + 28]
@@ -92,8 +93,9 @@ def test_the_codec_tiles_larger_pictures(codec: GaussianCodec) -> None:
             again = codec.decode(whole)[..., 28 * row : 28 * row + 28, 28 * column : 28 * column + 28]
             assert torch.allclose(codec.reconstruct(tile), again, atol=1e-5)
     assert codec.reconstruct(torch.rand(1, 1, 30, 5)).shape == (1, 1, 30, 5)
+    tile = images[..., :28, :28]
     with torch.no_grad():
-        assert torch.allclose(codec.reconstruct(images[..., :28, :28]), codec.module(images[..., :28, :28])[0], atol=1e-5)
+        assert torch.allclose(codec.reconstruct(tile), codec.module(tile)[0], atol=1e-5)
 
 
 def test_pictures_of_the_filters() -> None:
@@ -154,18 +156,31 @@ def test_resumed_is_uninterrupted(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert main(["train", "--resume", str(out), "--steps", "5", "--epochs", "2"]) == 0, "longer"
     assert json.loads((out / "final" / "config.json").read_text())["training"]["step"] == 5
+    assert main(["train", "--resume", str(out), "--steps", "5", "--batch-size", "16", "--epochs", "2"]) == 0, "done"
     assert main(["train", "--resume", str(out), "--latent-dim", "8"]) == 2
     assert "goes on with the model" in capsys.readouterr().err
+
+
+def test_the_pages_commands_and_code_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = blocks((ROOT / "docs" / "gaussian.md").read_text(encoding="utf-8"))
+    for line in [line for block in found if block.language == "bash" for line in bash_lines(block.code)]:
+        words = line.split()
+        if words[0] == "omnilatent":
+            short = ["--steps", "2", "--batch-size", "4", "--workers", "0"] if words[1] == "train" else [
+                "--limit", "2", "--no-health", "--no-speed"]
+            assert main([*words[1:], *short]) == 0, line
+    (code,) = [block.code for block in found if block.language == "python"]
+    names: dict = {}
+    exec(code, names)
+    assert names["latent"].shape == (2, 32) and names["layer"].kernel().shape == (32, 16, 5, 5)
 
 
 def test_epochs_say_how_long(tmp_path: Path) -> None:
     config = recipes.gaussian()
     assert config.epochs == 5 and config.steps(20_000) == 1563 and config.steps(100) == 8
     assert replace(config, run=replace(config.run, steps=7)).steps(20_000) == 7
-    write = np.zeros((9, 28, 28), np.uint8)
-    small = Digits(write, None, "nine")
-    from omnilatent.autoencoders.gaussian_task import GaussianTask
-
+    small = Digits(np.zeros((9, 28, 28), np.uint8), None, "nine")
     task = GaussianTask(config, small, subset(small, range(2)), lambda *_: None)
     assert task.config.run.steps == 1 and "9 images (nine)" in str(task)
     task = GaussianTask(config, small, None, lambda *_: None)
@@ -175,7 +190,8 @@ def test_epochs_say_how_long(tmp_path: Path) -> None:
 def test_the_twin_and_a_fine_tuned_half(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "gaussian", *SMALL, "--plain", "--out", str(tmp_path / "twin")]) == 0
     twin = omnilatent.load(tmp_path / "twin")
-    assert isinstance(twin.module.encoder[0], torch.nn.Conv2d) and "plain" in (tmp_path / "twin/final/README.md").read_text()
+    assert isinstance(twin.module.encoder[0], torch.nn.Conv2d)
+    assert "(plain)" in (tmp_path / "twin" / "final" / "README.md").read_text()
     argv = [*SMALL, "--init", str(run), "--freeze", "encoder", "--out", str(tmp_path / "tuned")]
     assert main(["train", "gaussian", *argv]) == 0
     before, after = omnilatent.load(run).module.state_dict(), omnilatent.load(tmp_path / "tuned").module.state_dict()
@@ -199,7 +215,7 @@ def test_bad_input_gets_one_sentence(
 
 @pytest.mark.parametrize(("values", "sentence"), [
     ({"widths": ()}, "--widths names 0 levels; possible are 1 to 3"), ({"widths": (4, 0)}, "--widths has 0"),
-    ({"decoder_widths": (4,) * 4}, "--decoder-widths names 4"), ({"latent_dim": 0}, "--latent-dim is 0; the least is 1")])
+    ({"decoder_widths": (4,) * 4}, "--decoder-widths names 4"), ({"latent_dim": 0}, "--latent-dim is 0")])
 def test_impossible_models_are_refused(values: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         GaussianConfig(**values)
@@ -207,7 +223,7 @@ def test_impossible_models_are_refused(values: dict, sentence: str) -> None:
 
 def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
     config = json.loads((run / "final" / "config.json").read_text())
-    for change, sentence in (({"latent_dim": 8}, "of shape"), ({"widths": []}, "does not describe a model of the kind g")):
+    for change, sentence in (({"latent_dim": 8}, "of shape"), ({"widths": []}, "does not describe a model of the ki")):
         (tmp_path / "config.json").write_text(json.dumps(config | {"model": config["model"] | change}))
         (tmp_path / "model.safetensors").write_bytes((run / "final" / "model.safetensors").read_bytes())
         with pytest.raises(omnilatent.UserError, match=sentence):

@@ -28,6 +28,7 @@ from ..hub import load, read_config, write_model
 from ..latent import LatentSpec
 from ..metrics.protocol import evaluate
 from ..nn.gaussian_conv import GEOMETRY, GaussianConv2d
+from ..training.checkpoint import stated_step
 from ..training.config import from_json
 from ..training.ema import EMA
 from ..training.schedule import warmup_cosine
@@ -79,6 +80,9 @@ class GaussianTask:
         self.repeated = repeated(held_out, source)
         # The loop reads how long to train from the task, since only the data says how many steps an epoch has.
         self.config = replace(config, run=replace(config.run, steps=config.steps(len(source))))
+        if resumed is not None and stated_step(resumed) > self.config.run.steps:
+            raise UserError(f"{resumed} is at step {stated_step(resumed)} already, and --epochs {config.epochs} of "
+                            f"{len(source)} images are {self.config.run.steps} steps: give more epochs.")
         self.init, self.freeze, self.command, self.skipped = init, freeze, command, skipped
         # Whole pictures, made smaller where they are larger, as validation sees them; 28 pixels stay as they are.
         self.images = TrainingImages(source, SIDE, config.run.seed, flip=False, min_scale=0.999)
