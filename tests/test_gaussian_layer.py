@@ -54,6 +54,14 @@ def test_the_gradient_is_the_derivative() -> None:
     assert torch.autograd.gradcheck(layer, images)
 
 
+def test_autocast_rounds_the_convolution_but_not_the_filters() -> None:
+    torch.manual_seed(0)
+    layer, images = GaussianConv2d(2, 4, 5), torch.randn(1, 2, 8, 8)
+    exact = layer.kernel()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.kernel(), exact) and layer(images).dtype == torch.bfloat16
+
+
 def test_every_parameter_learns_from_the_first_step() -> None:
     torch.manual_seed(0)
     layer = GaussianConv2d(3, 16, 5)

@@ -10,6 +10,7 @@ et al. 2020 (arXiv 1902.07474, displaced isotropic Gaussians); here each Gaussia
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -112,7 +113,10 @@ class GaussianConv2d(nn.Module):
         """The filters, in float32 at least, then in the parameters' dtype."""
         wide = torch.promote_types(self.mu.dtype, torch.float32)
         parts = (getattr(self, name).to(wide) for name in (*GEOMETRY, "amplitude"))
-        return gaussian_kernels(*parts, self.kernel_size).to(self.mu.dtype)
+        kind = self.mu.device.type
+        rounding = kind in ("cpu", "cuda", "mps") and torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if rounding else nullcontext():
+            return gaussian_kernels(*parts, self.kernel_size).to(self.mu.dtype)
 
     def train(self, mode: bool = True) -> GaussianConv2d:
         self._kept = None
