@@ -36,8 +36,8 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # format n
 # kind → "module:function" with the signature (path, name) -> Codec
 OPENERS = {
     "kl": "omnilatent.autoencoders.kl:open_checkpoint",
-    "gaussian": "omnilatent.autoencoders.gaussian:open_checkpoint",
     "pixels": "omnilatent.autoencoders.pixels:open_pixels",
+    "gaussian": "omnilatent.autoencoders.gaussian:open_checkpoint",
     "diffusers": "omnilatent.autoencoders.diffusers_codecs:open_folder",
     "single-file": "omnilatent.autoencoders.single_file:open_file",
     "ovae": "omnilatent.organic.native:open_checkpoint",
