@@ -155,7 +155,7 @@ def main_result(record: Record, chosen: dict[str, Setting], train_set: Digits, t
             setting = replace(chosen[name], seed=seed, images=len(train_set))
             if seed != SEEDS[0] and setting.key in record.all.get("main", {}):
                 continue
-            model, seconds = fit(setting, train_set, part(train_set, slice(-100, None)))  # its validation chooses nothing
+            model, seconds = fit(setting, train_set, part(train_set, slice(-100, None)))  # these choose nothing
             models.setdefault(name, model)
             record.point("main", setting.key, lambda: _measured(model, test, seconds, setting))
     return models

@@ -56,7 +56,9 @@ def draw(results: dict[str, Any], models: dict[str, GaussianAutoencoder], test: 
 
 
 @torch.no_grad()
-def _sheet(models: dict[str, GaussianAutoencoder], images: Tensor, rescaled: Callable[[Tensor, float], Tensor]) -> Tensor:
+def _sheet(
+    models: dict[str, GaussianAutoencoder], images: Tensor, rescaled: Callable[[Tensor, float], Tensor]
+) -> Tensor:
     """Rows of pictures: for each scale the original and what each model makes of it."""
     rows = []
     for scale in (0.5, 1.0, 2.0):

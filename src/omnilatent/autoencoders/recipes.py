@@ -119,8 +119,8 @@ def tiny_f8() -> TinyTraining:
 def gaussian() -> GaussianTraining:
     """Gaussian autoencoder: 28×28 digits, 32 numbers of latent, filters that are sums of oriented Gaussians, L2.
 
-    Expected on MNIST's test images, from the first 20,000 for training: MSE 0.00476 ± 0.00002 (three seeds; plain filters
-    0.00495 ± 0.00006) after 5 epochs, 42 seconds on one CPU core.
+    Expected on MNIST's test images, from the first 20,000 for training: MSE 0.00476 ± 0.00002 (three seeds; plain
+    filters 0.00495 ± 0.00006) after 5 epochs, 42 seconds on one CPU core.
     omnilatent train gaussian --data mnist
     """
     return GaussianTraining(
