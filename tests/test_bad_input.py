@@ -167,7 +167,7 @@ def test_an_unreadable_image_alone_is_an_error(name: str, tmp_path: Path, refuse
 
 @pytest.mark.parametrize(("make", "sentence"), [
     (lambda folder: folder.mkdir(), "{data} holds no image (it is empty): give a folder with "),
-    (lambda folder: None, "{data} does not exist: give a folder, an image, a .tar or several, 'synthetic' or"),
+    (lambda folder: None, "{data} does not exist: give a folder, an image, a .tar or several, 'synthetic', "),
     (lambda folder: (folder.mkdir(), (folder / "a.txt").touch()), "{data} holds no image (files: 1 with .txt): give "),
     (lambda folder: folder.write_text("x"), "{data} is neither a folder, an image, a video nor a .tar: give one of these"),
     (lambda folder: folder.symlink_to(folder), "{data} does not exist: give a folder"),

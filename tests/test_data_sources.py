@@ -107,9 +107,11 @@ def test_mistakes_with_folders(tmp_path: Path) -> None:
     (empty / "b.HEIC").touch()
     assert "holds no image (files: 2 with .heic)" in mistake(empty)
     assert mistake(tmp_path / "nowhere") == (
-        f"{tmp_path}/nowhere does not exist: give a folder, an image, a .tar or several, 'synthetic' or 'photos'.")
+        f"{tmp_path}/nowhere does not exist: give a folder, an image, a .tar or several, "
+        "'synthetic', 'photos', 'digits' or 'mnist'.")
     assert mistake("") == (
-        "An empty path does not exist: give a folder, an image, a .tar or several, 'synthetic' or 'photos'.")
+        "An empty path does not exist: give a folder, an image, a .tar or several, "
+        "'synthetic', 'photos', 'digits' or 'mnist'.")
     (tmp_path / "a.txt").touch()
     assert mistake(tmp_path / "a.txt") == (
         f"{tmp_path}/a.txt is neither a folder, an image, a video nor a .tar: give one of these, or convert it to PNG.")

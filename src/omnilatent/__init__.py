@@ -22,6 +22,8 @@ _PUBLIC = {
     "Point": "latent",
     "Codes": "latent",
     "LatentStore": "store",
+    "GaussianAutoencoder": "autoencoders.gaussian",
+    "GaussianConv2d": "nn.gaussian_conv",
     "OrganicEncoder": "organic.pooled",
     "UserError": "errors",
 }

@@ -37,6 +37,7 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # format n
 OPENERS = {
     "kl": "omnilatent.autoencoders.kl:open_checkpoint",
     "pixels": "omnilatent.autoencoders.pixels:open_pixels",
+    "gaussian": "omnilatent.autoencoders.gaussian:open_checkpoint",
     "diffusers": "omnilatent.autoencoders.diffusers_codecs:open_folder",
     "single-file": "omnilatent.autoencoders.single_file:open_file",
     "ovae": "omnilatent.organic.native:open_checkpoint",
@@ -58,6 +59,7 @@ RECIPES = {
     "ae-f8": "omnilatent.autoencoders.recipes:ae_f8",
     "ae-f8-small": "omnilatent.autoencoders.recipes:ae_f8_small",
     "tiny-f8": "omnilatent.autoencoders.recipes:tiny_f8",
+    "gaussian": "omnilatent.autoencoders.recipes:gaussian",
     "debug": "omnilatent.autoencoders.recipes:debug",
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..data.patterns import paths_of
+from ..data.patterns import WORDS, paths_of
 from ..errors import UserError
 
 
@@ -19,7 +19,7 @@ def check_data(data: str) -> None:
     Raises:
         UserError: one does not exist.
     """
-    if data not in ("synthetic", "photos"):
+    if data not in WORDS:
         paths_of(data)
 
 

@@ -38,7 +38,8 @@ class TrainOptions(Generic[Config]):
 
     config: Config
     data: str = tyro.MISSING
-    """Training images: a folder, a .tar or several, 'photos' (embedded), or 'synthetic'."""
+    """Training images: a folder, a .tar or several, MNIST's idx files or 'mnist', or the embedded 'photos', 'digits' or
+    'synthetic'."""
     val: str | None = None
     """Validation images; by default a share of --data is held out."""
     out: Path | None = None
@@ -81,7 +82,8 @@ def start(recipe: str, argv: list[str]) -> None:
     if recipe not in RECIPES:
         raise UserError(f"There is no recipe {recipe!r}; there are {', '.join(RECIPES)}.")
     config = _recipe_config(recipe)
-    options = parse(TrainOptions[type(config)], f"train {recipe}", argv, TrainOptions(config))
+    usual = TrainOptions(config, data=getattr(config, "USUAL_DATA", tyro.MISSING))
+    options = parse(TrainOptions[type(config)], f"train {recipe}", argv, usual)
     if options.freeze and not options.init:
         raise UserError("--freeze keeps the weights of --init, and no --init was given.")
     run = options.out or Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -174,7 +176,7 @@ def train_run(options: TrainOptions[Any], run: Path, resumed: Path | None, comma
             saved = {"options": dataclasses.asdict(options), "command": command}
             replace_file(run / "run.json", json.dumps(saved, indent=2, default=str) + "\n")
             print(f"training {config.recipe} on {fabric.device}, {task}, into {run}", flush=True)
-        figures = train(task, config.run, run, fabric, checkpoint)
+        figures = train(task, task.config.run, run, fabric, checkpoint)
     except KeyboardInterrupt as interrupt:
         if not (run / "run.json").exists():  # there is no run yet to go on with
             raise
@@ -208,6 +210,7 @@ def _recipe_config(recipe: str) -> Any:
 def _what_it_learns(options: TrainOptions[Any]) -> TrainOptions[Any]:
     """The options without those that a resumed run may change."""
     run = options.config.run  # a position is step · batch size, so both of these decide what is drawn at which step
+    free = {name: value for name, value in (("checkpointing", False), ("epochs", 1)) if hasattr(options.config, name)}
     neutral = dataclasses.replace(
-        options.config, run=dataclasses.replace(type(run)(), seed=run.seed, batch_size=run.batch_size), checkpointing=False)
+        options.config, run=dataclasses.replace(type(run)(), seed=run.seed, batch_size=run.batch_size), **free)
     return dataclasses.replace(options, config=neutral, out=None)

@@ -1,6 +1,7 @@
 """DATA as text → paths: comma-separated lists, {braces}, wildcards.
 
 - `paths_of`: all existing paths that a text stands for.
+- `WORDS`: what DATA may be beside paths.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from ..errors import UserError
 
+WORDS = ("synthetic", "photos", "digits", "mnist")  # an existing path of such a name goes before
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -41,7 +43,7 @@ def _existing(name: str) -> list[Path]:
             raise UserError(f"The pattern {name} matches no file: check it, and quote it if the shell expands it.")
         return found
     raise UserError(f"{name or 'An empty path'} does not exist: give a folder, an image, a .tar or several, "
-                    "'synthetic' or 'photos'.")
+                    f"{', '.join(map(repr, WORDS[:-1]))} or {WORDS[-1]!r}.")
 
 
 def _split_commas(text: str) -> list[str]:

@@ -1,6 +1,6 @@
 """DATA → images: one kind of argument everywhere.
 
-- `open_images`: a folder, an image, tars, videos, a list or pattern of these, `synthetic` or `photos`.
+- `open_images`: a folder, an image, tars, videos, idx files, a list or pattern of these, or a word.
 - `JoinedImages`, `JoinedFiles`: several sources one after the other. (Parts of one: `split` and `subset`, splits.py.)
 """
 
@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from .digits import embedded_digits, holds_idx, mnist, open_idx
 from .folders import ImageFiles, list_files
+from .idx import is_idx
 from .images import IMAGE_SUFFIXES, MAX_PIXELS
-from .patterns import paths_of
+from .patterns import WORDS, paths_of
 from .photos import demo_photos
 from .protocols import ImageSource, StoredImages
 from .structured import StructuredImages
@@ -30,16 +32,17 @@ def open_images(data: str | Path, max_pixels: int = MAX_PIXELS) -> ImageSource:
 
     Args:
         data: a folder (any depth; hidden files are left out), an image, a .tar, a video, a folder that holds .tar
-            files or videos and no images, several of these as a pattern ("shards/{000..012}.tar", "*.tar") or separated by commas,
-            `synthetic` or `photos`. An existing path of that name goes before the last two.
+            files or videos and no images, MNIST's idx files or a folder of them, several of these as a pattern
+            ("shards/{000..012}.tar", "*.tar") or separated by commas; or a word: `synthetic`, `photos`, `digits`
+            (scikit-learn's) or `mnist` (downloaded once). An existing path of that name goes before a word.
         max_pixels: larger images count as unreadable.
 
     Raises:
         UserError: it does not exist, holds no image, or is of another kind.
     """
     text = str(data)
-    if text in ("synthetic", "photos") and not os.path.lexists(text):
-        return StructuredImages() if text == "synthetic" else demo_photos(max_pixels)
+    if text in WORDS and not os.path.lexists(text):
+        return _open_word(text, max_pixels)
     paths = paths_of(text)
     parts: list[ImageSource] = []
     for kind, run in groupby(paths, _kind):
@@ -50,6 +53,8 @@ def open_images(data: str | Path, max_pixels: int = MAX_PIXELS) -> ImageSource:
             parts.append(_open_tars(group, max_pixels))
         elif kind == "video":
             parts += [VideoFrames(path, max_pixels) for path in group]
+        elif kind == "idx":
+            parts += [open_idx(path) for path in group]
         else:
             root = _common_folder(group)
             parts.append(ImageFiles(root, _relative(group, root), _name_of(group), max_pixels))
@@ -62,9 +67,17 @@ def open_images(data: str | Path, max_pixels: int = MAX_PIXELS) -> ImageSource:
 _EXAMPLES = ".jpg, .png, .webp, .tif or .bmp"
 
 
+def _open_word(word: str, max_pixels: int) -> ImageSource:
+    if word in ("digits", "mnist"):
+        return embedded_digits() if word == "digits" else mnist()
+    return StructuredImages() if word == "synthetic" else demo_photos(max_pixels)
+
+
 def _kind(path: Path) -> str:
     if path.is_dir():
         return "folder"
+    if is_idx(path):
+        return "idx"
     suffix = path.suffix.lower()
     if suffix == ".tar":
         return "tar"
@@ -78,6 +91,8 @@ def _kind(path: Path) -> str:
 
 
 def _open_folder(folder: Path, max_pixels: int) -> ImageSource:
+    if holds_idx(folder):
+        return open_idx(folder)
     files = list_files(folder)
     images = [file for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES]
     name = folder.resolve().name or str(folder)
