@@ -82,7 +82,7 @@ class _Soft(torch.autograd.Function):
         # dL/dp_ik = h_ik = g_i·c_k + 2 q_i p_ik + u_k. Only h_ik − Σ_j p_ij h_ij counts; most of that sum is known
         # beforehand and is taken off here, so that little is left to cancel where 1/τ is large.
         offset = (grad_average * average).sum(1) + 2 * grad_peak * peak + (usage * grad_usage).sum()
-        grads = (grad_average.contiguous(), grad_energy.contiguous(), 2 * grad_peak, grad_usage, offset)
+        grads = tuple(t.contiguous() for t in (grad_average, grad_energy, 2 * grad_peak, grad_usage, offset))
         if fused(vectors):
             from .triton_soft import backward
 

@@ -1,6 +1,6 @@
 """The nearest code on a GPU: distances, minimum and its place in one kernel that holds one tile at a time.
 
-- `nearest`: the launch; `load_rows`, `tile_distances`: what the kernels of triton_soft.py share.
+- `nearest`: the search; `Launch`, `load_rows`, `tile_distances`: what the kernels of triton_soft.py share.
 
 Import this only where Triton is installed. TRITON_INTERPRET=1 runs the kernels on CPU tensors, for tests.
 Products are `tf32x3`: three tensor-core products that together carry float32's digits.
@@ -16,17 +16,26 @@ import triton.language as tl
 from torch import Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Launch:
-    """Tile sizes and warps of the kernels."""
+    """Tile sizes and warps of a kernel for vectors up to 32 wide; `at` gives those for any width."""
 
     rows: int = 64
     codes: int = 64
     warps: int = 4
     precision: str = "tf32x3"
 
+    def at(self, d: int) -> Launch:
+        """Wider vectors take small tiles, or registers spill and at 128 shared memory does not suffice."""
+        return self if d <= 32 else Launch(32, 32, 4, self.precision)
 
-SEARCH = Launch()
+    def sizes(self, d: int) -> dict[str, int | str]:
+        """The constants of a kernel."""
+        return {"d": d, "D": padded(d), "ROWS": self.rows, "CODES": self.codes, "PRECISION": self.precision,
+                "num_warps": self.warps}
+
+
+SEARCH = Launch()  # of `nearest`
 
 
 @triton.jit
@@ -65,12 +74,9 @@ def padded(d: int) -> int:
     return max(16, triton.next_power_of_2(d))
 
 
-def nearest(vectors: Tensor, codes: Tensor, norms: Tensor, launch: Launch = SEARCH) -> Tensor:
+def nearest(vectors: Tensor, codes: Tensor, norms: Tensor) -> Tensor:
     """Contiguous float32 vectors `(n, d)`, codes `(k, d)` and their squared norms `(k,)` → int64 `(n,)`."""
-    (n, d), k = vectors.shape, len(codes)
+    (n, d), k, launch = vectors.shape, len(codes), SEARCH.at(vectors.shape[1])
     indices = torch.empty(n, dtype=torch.int64, device=vectors.device)
-    _nearest[(triton.cdiv(n, launch.rows),)](
-        vectors, codes, norms, indices, n, k, d=d, D=padded(d), ROWS=launch.rows, CODES=launch.codes,
-        PRECISION=launch.precision, num_warps=launch.warps,
-    )
+    _nearest[(triton.cdiv(n, launch.rows),)](vectors, codes, norms, indices, n, k, **launch.sizes(d))
     return indices

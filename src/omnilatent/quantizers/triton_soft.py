@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_search import Launch, load_rows, padded, tile_distances
+from .triton_search import Launch, load_rows, tile_distances
 
-FORWARD, USAGE, VECTORS, CODES = Launch(), Launch(), Launch(), Launch()
+FORWARD, USAGE, VECTORS = Launch(), Launch(), Launch()
+CODES = Launch(rows=32)  # with 64 its registers spill
 _PROGRAMS = 528  # four for each of an H100's 132 processors
 
 
@@ -69,7 +70,7 @@ def _usage(z_pointer, c_pointer, norm_pointer, low_pointer, sum_pointer, usage_p
     split = tl.program_id(1)
     c = load_rows(c_pointer, index, k, d, D)
     usage = tl.zeros((CODES,), tl.float32)
-    for start in range(split * part, min(n, (split + 1) * part), ROWS):
+    for start in range(split * part, tl.minimum(n, (split + 1) * part), ROWS):
         rows = start + tl.arange(0, ROWS)
         z = load_rows(z_pointer, rows, n, d, D)
         usage += tl.sum(_probabilities(z, c, norm_pointer, low_pointer, sum_pointer, rows, index, n, k, inverse_tau, PRECISION), axis=0)
@@ -115,7 +116,7 @@ def _codes(z_pointer, c_pointer, norm_pointer, low_pointer, sum_pointer, g_point
     u = tl.load(u_pointer + index, mask=index < k, other=0.0)
     gained = tl.zeros((CODES, D), tl.float32)
     weight = tl.zeros((CODES,), tl.float32)
-    for start in range(split * part, min(n, (split + 1) * part), ROWS):
+    for start in range(split * part, tl.minimum(n, (split + 1) * part), ROWS):
         rows = start + tl.arange(0, ROWS)
         z = load_rows(z_pointer, rows, n, d, D)
         g = load_rows(g_pointer, rows, n, d, D)
@@ -141,23 +142,20 @@ def _splits(n: int, k: int, launch: Launch) -> tuple[int, int]:
     return triton.cdiv(n, part), part
 
 
-def _sizes(d: int, launch: Launch) -> dict[str, int | str]:
-    return {"d": d, "D": padded(d), "ROWS": launch.rows, "CODES": launch.codes, "PRECISION": launch.precision,
-            "num_warps": launch.warps}
-
-
 def forward(vectors: Tensor, codes: Tensor, norms: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `_forward` in soft.py, for contiguous float32."""
     (n, d), k = vectors.shape, len(codes)
     average = torch.empty_like(vectors)
     low, log_sum, peak = (vectors.new_empty(n) for _ in range(3))
     indices = torch.empty(n, dtype=torch.int64, device=vectors.device)
-    _forward[(triton.cdiv(n, FORWARD.rows),)](vectors, codes, norms, average, low, log_sum, peak, indices, n, k, 1 / tau,
-                                              **_sizes(d, FORWARD))
-    splits, part = _splits(n, k, USAGE)
+    launch = FORWARD.at(d)
+    _forward[(triton.cdiv(n, launch.rows),)](vectors, codes, norms, average, low, log_sum, peak, indices, n, k, 1 / tau,
+                                             **launch.sizes(d))
+    launch = USAGE.at(d)
+    splits, part = _splits(n, k, launch)
     usage = vectors.new_empty(splits, k)
-    _usage[(triton.cdiv(k, USAGE.codes), splits)](vectors, codes, norms, low, log_sum, usage, n, k, 1 / tau, part,
-                                                  **_sizes(d, USAGE))
+    _usage[(triton.cdiv(k, launch.codes), splits)](vectors, codes, norms, low, log_sum, usage, n, k, 1 / tau, part,
+                                                   **launch.sizes(d))
     return average, low, log_sum, peak, usage.sum(0) / n, indices
 
 
@@ -168,11 +166,12 @@ def backward(
     """As `_backward` in soft.py, for contiguous float32."""
     (n, d), k = vectors.shape, len(codes)
     grad_vectors, total = torch.empty_like(vectors), vectors.new_empty(n)
-    known = (vectors, codes, norms, low, log_sum)
-    _vectors[(triton.cdiv(n, VECTORS.rows),)](*known, average, g, e, q, u, offset, grad_vectors, total, n, k, 1 / tau,
-                                              **_sizes(d, VECTORS))
-    splits, part = _splits(n, k, CODES)
+    known, launch = (vectors, codes, norms, low, log_sum), VECTORS.at(d)
+    _vectors[(triton.cdiv(n, launch.rows),)](*known, average, g, e, q, u, offset, grad_vectors, total, n, k, 1 / tau,
+                                             **launch.sizes(d))
+    launch = CODES.at(d)
+    splits, part = _splits(n, k, launch)
     grad_codes = vectors.new_empty(splits, k, d)
-    _codes[(triton.cdiv(k, CODES.codes), splits)](*known, g, e, q, u, offset, total, grad_codes, n, k, 1 / tau, part,
-                                                  **_sizes(d, CODES))
+    _codes[(triton.cdiv(k, launch.codes), splits)](*known, g, e, q, u, offset, total, grad_codes, n, k, 1 / tau, part,
+                                                   **launch.sizes(d))
     return grad_vectors, grad_codes.sum(0)
