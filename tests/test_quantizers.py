@@ -87,12 +87,16 @@ def test_half_precision_and_autocast_keep_the_codes_of_float32(kind: str) -> Non
     assert torch.equal(result.quantized, exact.quantized.bfloat16())
 
 
+@pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_and_resumed_is_as_if_never_stopped(kind: str) -> None:
+def test_saved_and_resumed_is_as_if_never_stopped(kind: str, depth: int) -> None:
     """Every draw (first codes, revived codes), moving average and temperature is in the state."""
     generator = torch.Generator().manual_seed(1)
     batches = [torch.randn(1, 30, 8, generator=generator) for _ in range(12)]
+    if depth > 1 and kind in ("fsq", "lfq", "bsq"):
+        return
     renewal = {"renew_every": 3, "usage_decay": 0.3, "dead_below": 0.5} if kind in ("lgq", "vq") else {}
+    renewal["depth"] = depth
 
     def train(quantizer: Quantizer, first: int, last: int) -> list[torch.Tensor]:
         quantizer.train()
@@ -115,7 +119,7 @@ def test_saved_and_resumed_is_as_if_never_stopped(kind: str) -> None:
     rest = train(three, 5, 12)
     assert all(torch.equal(a, b) for a, b in zip(whole, half + rest, strict=True))
     assert all(torch.equal(value, three.state_dict()[name]) for name, value in one.state_dict().items())
-    if kind == "lgq":
+    if kind == "lgq" and depth == 1:
         fresh = build_quantizer(kind, 8, 64)
         fresh.load_state_dict(three.state_dict())
         assert fresh.tau == three.tau < 1
@@ -176,8 +180,9 @@ def test_levels_stay_below_the_wished_size_and_near_it(size: int) -> None:
 
 
 def test_fsq_says_what_it_took() -> None:
-    assert FSQ(dim=8, codebook_size=16384).description == "8 × 8 × 7 × 6 × 6 = 16128 codes (for 16384)"
-    assert FSQ(dim=8, levels=(8, 5, 5, 5)).description == "8 × 5 × 5 × 5 = 1000 codes"
+    assert FSQ(dim=8, codebook_size=16384).description == "16128 codes, 8 × 8 × 7 × 6 × 6, the nearest below 16384"
+    assert FSQ(dim=8, codebook_size=16384, num_codebooks=2).description.startswith("2 codebooks of 16128 codes")
+    assert FSQ(dim=8, levels=(8, 5, 5, 5)).description == "1000 codes, 8 × 5 × 5 × 5"
 
 
 @pytest.mark.parametrize(("call", "words"), [

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from omnilatent.metrics.codebooks import CodebookUsage
 from omnilatent.quantizers import LGQ, VQ, build_quantizer
-from omnilatent.quantizers.base import Quantizer
+from omnilatent.quantizers.base import Quantized, Quantizer
 from omnilatent.quantizers.config import LGQConfig, VQConfig
 from omnilatent.quantizers.soft import soft_assignment
 
@@ -19,7 +19,7 @@ from omnilatent.quantizers.soft import soft_assignment
 
 
 def lgq_losses(vectors: Tensor, codes: Tensor, tau: float) -> dict[str, Tensor]:
-    config = LGQConfig(tau_start=tau, energy_weight=1, peak_weight=1, usage_weight=1, data_init=False)
+    config = LGQConfig(tau_start=tau, energy_weight=1, peak_weight=1, usage_weight=1, data_init=False, tau_unit="absolute")
     quantizer = LGQ(vectors.shape[1], len(codes), config=config)
     quantizer._parameters["codebook"] = codes[None]
     return quantizer(vectors[None]).losses
@@ -100,7 +100,7 @@ def test_temperature_schedules() -> None:
 
 def test_forward_is_hard_and_the_gradient_is_the_soft_averages() -> None:
     torch.manual_seed(0)
-    quantizer = LGQ(4, 16, config=LGQConfig(data_init=False, tau_start=0.5))
+    quantizer = LGQ(4, 16, config=LGQConfig(data_init=False, tau_start=0.5, tau_unit="absolute"))
     vectors, weights = torch.randn(1, 60, 4, requires_grad=True), torch.randn(60, 4)
     result = quantizer(vectors)
     codes = quantizer.codebook[0]
@@ -109,6 +109,51 @@ def test_forward_is_hard_and_the_gradient_is_the_soft_averages() -> None:
     average = soft_assignment(vectors[0], codes, 0.5).average
     theirs = torch.autograd.grad((average * weights).sum(), (vectors, quantizer.codebook))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_the_assignment_does_not_depend_on_the_scale(scale: float) -> None:
+    torch.manual_seed(0)
+    quantizer = LGQ(4, 16, config=LGQConfig(data_init=False))
+    vectors = torch.randn(1, 60, 4)
+    one, gradient = results(quantizer, vectors)
+    with torch.no_grad():
+        quantizer.codebook *= scale
+    other, scaled = results(quantizer, vectors * scale)
+    torch.testing.assert_close(other.quantized, one.quantized * scale)
+    torch.testing.assert_close(scaled, gradient)
+    for name, factor in (("energy", scale**2), ("peak", 1), ("usage", 1)):
+        torch.testing.assert_close(other.losses[name], one.losses[name] * factor)
+
+
+def results(quantizer: Quantizer, vectors: Tensor) -> tuple[Quantized, Tensor]:
+    """What comes of vectors, and the gradient of the first coordinate's sum."""
+    vectors = vectors.clone().requires_grad_()
+    result = quantizer(vectors)
+    return result, torch.autograd.grad(result.quantized[..., 0].sum(), vectors)[0]
+
+
+def test_a_small_encoder_learns_through_lgq_as_through_vq() -> None:
+    """In absolute units the same latent, of standard deviation 0.1 at first, goes to a constant."""
+    errors = {}
+    for name, kind, options in (("lgq", "lgq", {}), ("absolute", "lgq", {"tau_unit": "absolute"}), ("vq", "vq", {})):
+        torch.manual_seed(0)
+        encoder, decoder = torch.nn.Linear(6, 4), torch.nn.Linear(4, 6)
+        with torch.no_grad():
+            encoder.weight *= 0.2
+        quantizer = build_quantizer(kind, 4, 64, **options)
+        mixing = torch.randn(3, 6)
+        optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), *quantizer.parameters()], lr=1e-2)
+        for step in range(300):
+            quantizer.schedule(step / 300)
+            inputs = torch.randn(256, 3) @ mixing
+            result = quantizer(encoder(inputs)[None])
+            error = (decoder(result.quantized[0]) - inputs).square().mean() / inputs.square().mean()
+            (error + sum(result.losses.values())).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        errors[name] = error.item()
+    assert errors["lgq"] < 1.3 * errors["vq"] < 0.3 < 0.8 < errors["absolute"], errors
 
 
 def test_pruned_codes_are_never_chosen_and_stay_out() -> None:

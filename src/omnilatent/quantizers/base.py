@@ -56,6 +56,12 @@ class Quantizer(nn.Module):
         """Set what changes along a run (temperatures) by the share of it that is done, 0 … 1. Here: nothing."""
 
     @property
+    def description(self) -> str:
+        """What a command prints about the codebook."""
+        books = f"{self.num_codebooks} codebooks of " if self.num_codebooks > 1 else ""
+        return f"{books}{self.codebook_size} codes"
+
+    @property
     def learning(self) -> bool:
         """Whether losses are worth their time: while training, or where a gradient may be asked for."""
         return self.training or torch.is_grad_enabled()

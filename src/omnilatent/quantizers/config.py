@@ -23,11 +23,14 @@ class LGQConfig:
     """Learnable geometric quantization."""
 
     tau_start: float = 1.0
-    """Temperature of the soft assignment softmax(−‖z − c‖² / τ) at the start, in squared units of the vectors."""
+    """Temperature τ of the soft assignment softmax(−‖z − c‖² / τ) at the start, in the unit that tau_unit names."""
     tau_end: float = 0.1
     """Temperature at the end."""
     tau_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How τ goes from start to end; constant stays at the start."""
+    tau_unit: Literal["codes", "absolute"] = "codes"
+    """codes: τ counts in the codes' own mean variance a coordinate, so that assignments do not depend on the scale that
+    the encoder happens to have; absolute: as it stands, where a small-scaled latent is averaged to nothing."""
     energy_weight: float = 1.0
     """Of the free energy per coordinate; as τ → 0 it is the mean squared distance to the nearest code."""
     peak_weight: float = 0.005

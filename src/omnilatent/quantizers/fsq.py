@@ -64,9 +64,9 @@ class FSQ(Quantizer):
 
     @property
     def description(self) -> str:
-        """The grid and, where the wished size is not a product, what was taken: for a command to print."""
-        grid = " × ".join(map(str, self.levels)) + f" = {self.codebook_size} codes"
-        return grid if self.wished_size in (None, self.codebook_size) else f"{grid} (for {self.wished_size})"
+        """The grid too and, where the wished size is not a product, that."""
+        text = f"{super().description}, {' × '.join(map(str, self.levels))}"
+        return text if self.wished_size in (None, self.codebook_size) else f"{text}, the nearest below {self.wished_size}"
 
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         scalars = self.project_in(rows).view(len(rows), self.num_codebooks, len(self.levels))

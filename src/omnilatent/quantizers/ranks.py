@@ -54,13 +54,13 @@ def draw_rows(rows: Tensor, count: int, seed: int, step: int) -> Tensor:
     tells the copies apart.
     """
     share = math.ceil(count / world_size())
-    generator = torch.Generator().manual_seed(draws("quantizer", seed, step, count=1)[0] >> 1)
+    generator = torch.Generator(rows.device).manual_seed(draws("quantizer", seed, step, count=1)[0] >> 1)
     n = rows.shape[1]
     if n >= share:
-        drawn = rows[:, torch.randperm(n, generator=generator)[:share].to(rows.device)]
+        drawn = rows[:, torch.randperm(n, generator=generator, device=rows.device)[:share]]
     else:
-        drawn = rows[:, torch.randint(n, (share,), generator=generator).to(rows.device)]
-        noise = torch.randn(drawn.shape, generator=generator).to(drawn)
+        drawn = rows[:, torch.randint(n, (share,), generator=generator, device=rows.device)]
+        noise = torch.randn(drawn.shape, generator=generator, device=rows.device).to(drawn.dtype)
         drawn = drawn + 0.01 * rows.std(1, keepdim=True, unbiased=False) * noise
     if world_size() > 1:
         parts = [torch.empty_like(drawn) for _ in range(world_size())]

@@ -66,7 +66,8 @@ class _Soft(torch.autograd.Function):
         if fused(vectors):
             from .triton_soft import forward
 
-            average, low, log_sum, peak, usage, indices = forward(vectors, codes, norms, tau)
+            with torch.cuda.device_of(vectors):
+                average, low, log_sum, peak, usage, indices = forward(vectors, codes, norms, tau)
         else:
             average, low, log_sum, peak, usage, indices = _forward(vectors, codes, norms, tau, ctx.tiles)
         energy = low - tau * log_sum + vectors.square().sum(1)
@@ -86,7 +87,8 @@ class _Soft(torch.autograd.Function):
         if fused(vectors):
             from .triton_soft import backward
 
-            grad_vectors, grad_codes = backward(vectors, codes, norms, low, log_sum, average, ctx.tau, *grads)
+            with torch.cuda.device_of(vectors):
+                grad_vectors, grad_codes = backward(vectors, codes, norms, low, log_sum, average, ctx.tau, *grads)
         else:
             grad_vectors, grad_codes = _backward(vectors, codes, norms, low, log_sum, average, ctx.tau, ctx.tiles, *grads)
         return grad_vectors, grad_codes, None, None, None

@@ -78,5 +78,6 @@ def nearest(vectors: Tensor, codes: Tensor, norms: Tensor) -> Tensor:
     """Contiguous float32 vectors `(n, d)`, codes `(k, d)` and their squared norms `(k,)` → int64 `(n,)`."""
     (n, d), k, launch = vectors.shape, len(codes), SEARCH.at(vectors.shape[1])
     indices = torch.empty(n, dtype=torch.int64, device=vectors.device)
-    _nearest[(triton.cdiv(n, launch.rows),)](vectors, codes, norms, indices, n, k, **launch.sizes(d))
+    with torch.cuda.device_of(vectors):  # kernels start on the current device, which need not be the vectors'
+        _nearest[(triton.cdiv(n, launch.rows),)](vectors, codes, norms, indices, n, k, **launch.sizes(d))
     return indices
