@@ -2,6 +2,8 @@
 
 import importlib.util
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -85,6 +87,15 @@ def test_half_precision_and_autocast_keep_the_codes_of_float32(kind: str) -> Non
     assert torch.equal(result.indices, exact.indices) and result.quantized.dtype == torch.bfloat16
     assert torch.equal(back, quantizer.indices_to_vectors(exact.indices)) and back.dtype == torch.float32
     assert torch.equal(result.quantized, exact.quantized.bfloat16())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_module_of_another_precision_still_quantizes(kind: str, dtype: torch.dtype) -> None:
+    quantizer = small(kind).to(dtype).eval()
+    result = quantizer(torch.randn(2, 40, 8, dtype=dtype))
+    back = quantizer.indices_to_vectors(result.indices)
+    assert result.quantized.dtype == dtype and torch.equal(back.to(dtype), result.quantized)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -208,3 +219,9 @@ def test_fsq_says_what_it_took() -> None:
 def test_bad_input_is_one_sentence_with_both_numbers(call: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_names_and_settings_come_without_torch() -> None:
+    code = ("import sys; from omnilatent.quantizers import QuantizerConfig; QuantizerConfig('fsq').arguments(); "
+            "sys.exit('torch' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import library
-from .base import Quantizer, straight_through
+from .base import Quantizer, project, straight_through
 from .config import BinaryConfig
 from .ranks import mean_over_ranks
 
 
 class LFQ(Quantizer):
-    """One bit a coordinate; codes, indices and projections are the library's, the entropies ours.
+    """One bit a coordinate; projections, codes and their order are the library's, the entropies ours.
 
     The library's loss holds a softmax over all K codes for each vector, 16 GiB at 2^18. Every code's distance is a sum
     over bits, so the softmax is a product of sigmoids: a vector's entropy is exactly the sum of its bits' entropies.
@@ -42,15 +42,14 @@ class LFQ(Quantizer):
         build = library("vector_quantize_pytorch", extra="quantizers").LFQ
         self.inner = build(dim=dim, codebook_size=codebook_size, num_codebooks=num_codebooks, spherical=self.spherical)
         del self.inner.codebook  # all K codes, only for the loss
-        self.inner.register_buffer("codebook", torch.zeros(0), persistent=False)  # the dtype is read off it
 
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        numbers = self.inner.project_in(rows).view(len(rows), self.num_codebooks, self.bits)
+        numbers = project(self.inner.project_in, rows).view(len(rows), self.num_codebooks, self.bits)
         numbers = self.inner.maybe_l2norm(numbers)
         bits = numbers > 0
-        codes = self.inner.maybe_l2norm(self.inner.bits_to_codes(bits.to(rows.dtype)))
+        codes = self._codes(bits)
         indices = (bits * self.inner.mask).sum(-1)
-        quantized = self.inner.project_out(straight_through(codes, numbers).flatten(1))
+        quantized = project(self.inner.project_out, straight_through(codes, numbers).flatten(1))
         return quantized, indices, self._losses(numbers, codes) if self.learning else {}
 
     def _losses(self, numbers: Tensor, codes: Tensor) -> dict[str, Tensor]:
@@ -64,7 +63,11 @@ class LFQ(Quantizer):
         }
 
     def look_up(self, indices: Tensor) -> Tensor:
-        return self.inner.indices_to_codes(indices if self.num_codebooks > 1 else indices[:, 0])
+        return project(self.inner.project_out, self._codes((indices[..., None] & self.inner.mask) != 0).flatten(1))
+
+    def _codes(self, bits: Tensor) -> Tensor:
+        """bool `(n, books, bits)` → float32 codes."""
+        return self.inner.maybe_l2norm(self.inner.bits_to_codes(bits.float()))
 
 
 class BSQ(LFQ):

@@ -3,7 +3,7 @@
 - `Quantized`: what `forward` returns.
 - `Quantizer`: the base class; it knows the two layouts, so that a quantizer itself only sees rows of vectors.
 - `straight_through`: one tensor's values with another's gradient.
-- `check_divides`: the error of a width that does not split into books.
+- `project`: a linear layer at the input's precision; `check_divides`: the width of each book's part.
 
     quantizer = build_quantizer("lgq", dim=8, codebook_size=512)
     result = quantizer(vectors)                             # (b, n, 8), or maps (b, 8, h, w)
@@ -33,8 +33,8 @@ class Quantized:
 class Quantizer(nn.Module):
     """Args: `dim`, the width of the vectors; `codebook_size`, the codes K of each book; `num_codebooks`.
 
-    A subclass gives `quantize` and `look_up`, on rows of vectors in float32 (float64 stays): the distances are never
-    computed in half precision, under autocast neither. All state is in parameters and buffers.
+    A subclass gives `quantize` and `look_up`, on rows of vectors in float32, whatever the input's and the module's
+    precision, and under autocast too. All state is in parameters and buffers.
     """
 
     def __init__(self, dim: int, codebook_size: int, num_codebooks: int = 1) -> None:
@@ -82,7 +82,7 @@ class Quantizer(nn.Module):
             raise ValueError(f"there must be at least 1 vector; got {tuple(vectors.shape)}")
         rows = last.reshape(-1, self.dim)
         with torch.autocast(vectors.device.type, enabled=False):
-            quantized, indices, losses = self.quantize(rows.to(torch.promote_types(rows.dtype, torch.float32)))
+            quantized, indices, losses = self.quantize(rows.float())
         quantized = quantized.to(vectors.dtype).view(last.shape)
         indices = indices.view(*last.shape[:-1], self.num_codebooks)
         if self.num_codebooks == 1:
@@ -131,6 +131,14 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(values: Tensor, source: Tensor) -> Tensor:
     """`values` exactly (`source + (values − source)` would round), with the gradient passed on to `source`."""
     return _StraightThrough.apply(values.detach(), source)
+
+
+def project(layer: nn.Module, vectors: Tensor) -> Tensor:
+    """A linear layer, or none, at the precision of `vectors` instead of its own."""
+    if not isinstance(layer, nn.Linear):
+        return layer(vectors)
+    bias = None if layer.bias is None else layer.bias.to(vectors.dtype)
+    return nn.functional.linear(vectors, layer.weight.to(vectors.dtype), bias)
 
 
 def check_divides(dim: int, books: int) -> int:

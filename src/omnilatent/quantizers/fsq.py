@@ -13,7 +13,7 @@ from itertools import combinations_with_replacement
 import torch
 from torch import Tensor, nn
 
-from .base import Quantizer, straight_through
+from .base import Quantizer, project, straight_through
 from .config import FSQConfig
 
 _MARGIN = 1e-3  # the bound reaches this much beyond the outermost level, as in the paper's code
@@ -36,6 +36,9 @@ class FSQ(Quantizer):
 
     scale: Tensor
     shift: Tensor
+    offset: Tensor
+    middle: Tensor
+    basis: Tensor
 
     def __init__(
         self, dim: int, levels: Sequence[int] | None = None, codebook_size: int | None = None, num_codebooks: int = 1,
@@ -69,17 +72,19 @@ class FSQ(Quantizer):
         return text if self.wished_size in (None, self.codebook_size) else f"{text}, the nearest below {self.wished_size}"
 
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        scalars = self.project_in(rows).view(len(rows), self.num_codebooks, len(self.levels))
-        bounded = torch.tanh(scalars + self.shift) * self.scale - self.offset
+        scalars = project(self.project_in, rows).view(len(rows), self.num_codebooks, len(self.levels))
+        scale, shift, offset, middle = (t.float() for t in (self.scale, self.shift, self.offset, self.middle))
+        bounded = torch.tanh(scalars + shift) * scale - offset
         steps = bounded.detach().round()
-        indices = ((steps + self.middle).long() * self.basis).sum(-1)
-        grid = straight_through(steps / self.middle, bounded / self.middle)
-        return self.project_out(grid.flatten(1)), indices, {}
+        indices = ((steps + middle).long() * self.basis).sum(-1)
+        grid = straight_through(steps / middle, bounded / middle)
+        return project(self.project_out, grid.flatten(1)), indices, {}
 
     def look_up(self, indices: Tensor) -> Tensor:
         counts = torch.tensor(self.levels, device=indices.device)
-        grid = ((indices[..., None] // self.basis) % counts - self.middle) / self.middle
-        return self.project_out(grid.flatten(1))
+        middle = self.middle.float()
+        grid = ((indices[..., None] // self.basis) % counts - middle) / middle
+        return project(self.project_out, grid.flatten(1))
 
 
 @cache
