@@ -5,7 +5,8 @@
 - `centred`: vectors and codes about the codes' mean, with squared norms.
 
 Vectors on CUDA up to `MAX_FUSED_DIM` wide take the kernels where Triton is installed (it comes with PyTorch for
-CUDA on Linux); elsewhere, and wider, the tiles do the same there.
+CUDA on Linux); elsewhere, and wider, the tiles do the same there, with matrix products as precise as
+`torch.set_float32_matmul_precision` has them.
 """
 
 from __future__ import annotations
