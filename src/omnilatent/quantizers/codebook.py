@@ -1,0 +1,130 @@
+"""Quantizers that own a codebook: its start at the data, the count of what is chosen, codes that die.
+
+- `CodebookQuantizer`: the base of LGQ and VQ.
+- `rotate`: the rotation trick.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .base import Quantizer, check_divides
+from .ranks import draw_rows, sum_over_ranks
+
+
+class Renewal(Protocol):
+    """The settings that LGQ and VQ share; see config.py."""
+
+    usage_decay: float
+    data_init: bool
+    dead_codes: Literal["revive", "prune", "keep"]
+    dead_below: float
+    renew_every: int
+    seed: int
+
+
+class CodebookQuantizer(Quantizer):
+    """`codebook` `(books, K, dim / books)`, a parameter or buffer, is the subclass's.
+
+    Buffers: `counts` `(books, K)`, the moving average of how many vectors of a batch (of all ranks) choose each code;
+    `clock`, seed and number of training steps so far (each forward while training is one). With them every draw from the batch is a function of the state
+    and the batch, so that a resumed run makes the same ones, and all ranks do.
+    """
+
+    codebook: Tensor
+    counts: Tensor
+    clock: Tensor
+
+    def __init__(self, dim: int, codebook_size: int, num_codebooks: int, renewal: Renewal) -> None:
+        super().__init__(dim, codebook_size, num_codebooks)
+        self.width = check_divides(dim, num_codebooks)
+        self.renewal = renewal
+        self.register_buffer("counts", torch.ones(num_codebooks, codebook_size))
+        self.register_buffer("clock", torch.tensor([renewal.seed, 0]))
+        self._read_clock(self, None)
+        self.register_load_state_dict_post_hook(self._read_clock)
+
+    @staticmethod
+    def _read_clock(module: CodebookQuantizer, _: object) -> None:
+        """Keep the clock as numbers too: to read the buffer would make a GPU wait at every step."""
+        module.seed, module.steps = (int(v) for v in module.clock.tolist())
+
+    def split(self, rows: Tensor) -> Tensor:
+        """`(n, dim)` → each book's part `(books, n, width)`."""
+        return rows.view(len(rows), self.num_codebooks, self.width).transpose(0, 1)
+
+    def join(self, parts: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        return parts.transpose(0, 1).reshape(-1, self.dim)
+
+    def chosen(self, indices: Tensor) -> Tensor:
+        """Codes `(n, books)` → their vectors `(books, n, width)`."""
+        return torch.stack([codes[column] for codes, column in zip(self.codebook, indices.T, strict=True)])
+
+    def look_up(self, indices: Tensor) -> Tensor:
+        return self.join(self.chosen(indices).float())
+
+    @torch.no_grad()
+    def start(self, parts: Tensor) -> None:
+        """Before the first training step: put the codes where the data is."""
+        if self.steps == 0 and self.renewal.data_init:
+            self.codebook.copy_(draw_rows(parts, self.codebook_size, self.seed, 0))
+            share = sum_over_ranks(self.counts.new_tensor(float(parts.shape[1]))) / self.codebook_size
+            self.counts.copy_(share.expand_as(self.counts))
+
+    @torch.no_grad()
+    def count(self, indices: Tensor) -> Tensor:
+        """Count a batch's codes `(n, books)` into the moving average; returns this batch's counts `(books, K)`."""
+        ones = torch.ones(len(indices), dtype=self.counts.dtype, device=indices.device)
+        batch = sum_over_ranks(torch.stack([
+            self.counts.new_zeros(self.codebook_size).index_add_(0, column, ones) for column in indices.T
+        ]))
+        self.counts.lerp_(batch, 1 - self.renewal.usage_decay)
+        return batch
+
+    def dead(self) -> Tensor:
+        """bool `(books, K)`: codes chosen less than `dead_below` of the mean."""
+        return self.counts < self.renewal.dead_below * self.counts.mean(1, keepdim=True)
+
+    @torch.no_grad()
+    def renew(self, parts: Tensor) -> None:
+        """At the end of a training step: move the clock on, and, when it is time, dead codes to vectors of the batch."""
+        self.steps += 1
+        self.clock[1] += 1
+        if self.steps % self.renewal.renew_every or self.renewal.dead_codes == "keep":
+            return
+        if self.renewal.dead_codes == "prune":
+            self.prune()
+            return
+        dead = self.dead()
+        fresh = draw_rows(parts, self.codebook_size, self.seed, self.steps).to(self.codebook)
+        self.codebook.copy_(torch.where(dead[..., None], fresh, self.codebook))
+        self.counts.copy_(torch.where(dead, self.counts.mean(1, keepdim=True), self.counts))
+
+    def prune(self) -> None:
+        raise ValueError(f"{type(self).__name__} does not prune dead codes; dead_codes is revive or keep")
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, vectors: Tensor, codes: Tensor) -> Tensor:  # noqa: ANN001
+        ctx.save_for_backward(vectors, codes)
+        return codes.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+        vectors, codes = ctx.saved_tensors
+        length, code_length = (t.norm(dim=-1, keepdim=True).clamp_min(1e-6) for t in (vectors, codes))
+        start, end = vectors / length, codes / code_length
+        middle = torch.nn.functional.normalize(start + end, dim=-1, eps=1e-6)
+        turned = grad - 2 * middle * (middle * grad).sum(-1, keepdim=True) + 2 * start * (end * grad).sum(-1, keepdim=True)
+        return turned * (code_length / length), None
+
+
+def rotate(vectors: Tensor, codes: Tensor) -> Tensor:
+    """`codes`, with a gradient to `vectors` through the rotation and scaling that takes each vector to its code, both
+    held constant (Fifty et al. 2024, arXiv 2410.06424): R = I − 2 m mᵀ + 2 ĉ ẑᵀ with m the unit vector along ẑ + ĉ."""
+    return _Rotate.apply(vectors, codes.detach())

@@ -1,0 +1,142 @@
+"""The settings of the quantizers. Nothing here imports torch.
+
+- `QuantizerConfig`: which quantizer, how many codes and books, and the options of each kind.
+- `LGQConfig`, `VQConfig`, `SimVQConfig`, `FSQConfig`, `BinaryConfig`: those options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["lgq", "simvq", "vq", "fsq", "lfq", "bsq"]
+
+
+def _check(**limits: tuple[float, float, float]) -> None:
+    for name, (value, low, high) in limits.items():
+        if not low <= value <= high:
+            raise ValueError(f"{name} lies between {low:g} and {high:g}; got {value:g}")
+
+
+@dataclass(frozen=True)
+class LGQConfig:
+    """Learnable geometric quantization."""
+
+    tau_start: float = 1.0
+    """Temperature τ of the soft assignment softmax(−‖z − c‖² / τ) at the start, in the unit that tau_unit names."""
+    tau_end: float = 0.1
+    """Temperature at the end."""
+    tau_schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How τ goes from start to end; constant stays at the start."""
+    tau_unit: Literal["codes", "absolute"] = "codes"
+    """codes: τ counts in the codes' own mean variance a coordinate, so that assignments do not depend on the scale that
+    the encoder happens to have; absolute: as it stands, where a small-scaled latent is averaged to nothing."""
+    energy_weight: float = 1.0
+    """Of the free energy per coordinate; as τ → 0 it is the mean squared distance to the nearest code."""
+    peak_weight: float = 0.005
+    """Of the peakedness 1 − Σp² of each vector's assignment."""
+    usage_weight: float = 0.1
+    """Of KL(mean assignment ‖ uniform) / log K, between 0 and 1 before weighting."""
+    data_init: bool = True
+    """Start the codes at vectors drawn from the first training batch."""
+    dead_codes: Literal["revive", "prune", "keep"] = "revive"
+    """revive: codes that are hardly chosen move to vectors of the batch; prune: they are taken out for good."""
+    dead_below: float = 0.03
+    """A code is dead when its average count falls below this share of the mean count."""
+    usage_decay: float = 0.99
+    """Of the moving average of counts: a code that is never chosen is dead after log(dead_below) / log(decay) steps."""
+    renew_every: int = 10
+    """Training steps between looks for dead codes."""
+    seed: int = 0
+    """Of draws from the batch."""
+
+    def __post_init__(self) -> None:
+        _check(tau_start=(self.tau_start, 1e-6, 1e6), tau_end=(self.tau_end, 1e-6, 1e6), dead_below=(self.dead_below, 0, 1),
+               usage_decay=(self.usage_decay, 0, 1), renew_every=(self.renew_every, 1, 1e9))
+
+
+@dataclass(frozen=True)
+class VQConfig:
+    """Vector quantization whose codes are moving averages of their vectors."""
+
+    usage_decay: float = 0.99
+    """Of the moving averages of counts and sums."""
+    commitment_weight: float = 0.25
+    """Of the mean squared distance that draws vectors to their codes."""
+    rotation: bool = True
+    """The rotation trick: the gradient is turned and scaled as the vector was; otherwise passed straight through."""
+    data_init: bool = True
+    """Start the codes at vectors drawn from the first training batch."""
+    dead_codes: Literal["revive", "keep"] = "revive"
+    """revive: codes that are hardly chosen move to vectors of the batch."""
+    dead_below: float = 0.03
+    """A code is dead when its average count falls below this share of the mean count."""
+    renew_every: int = 10
+    """Training steps between looks for dead codes."""
+    seed: int = 0
+    """Of draws from the batch."""
+
+    def __post_init__(self) -> None:
+        _check(usage_decay=(self.usage_decay, 0, 1), dead_below=(self.dead_below, 0, 1), renew_every=(self.renew_every, 1, 1e9))
+
+
+@dataclass(frozen=True)
+class SimVQConfig:
+    """A frozen random codebook under one learned linear map."""
+
+    codebook_weight: float = 1.0
+    """Of the mean squared distance that draws the map's codes to their vectors."""
+    commitment_weight: float = 0.25
+    """Of the same distance, drawing vectors to their codes."""
+    rotation: bool = True
+    """The rotation trick, else straight through."""
+    seed: int = 0
+    """Of the frozen codebook."""
+
+
+@dataclass(frozen=True)
+class FSQConfig:
+    """Finite scalar quantization."""
+
+    levels: tuple[int, ...] | None = None
+    """Levels of each scalar, as 8 5 5 5; without them the largest product that does not exceed the wished size."""
+
+
+@dataclass(frozen=True)
+class BinaryConfig:
+    """Lookup-free and binary spherical quantization: one bit a coordinate."""
+
+    entropy_weight: float = 0.1
+    """Of the entropy of each vector's bits, less that of the mean bits."""
+    diversity: float = 1.0
+    """Weight of the mean bits' entropy within the former."""
+    commitment_weight: float = 0.25
+    """Of the mean squared distance that draws vectors to their codes."""
+    inverse_temperature: float = 100.0
+    """Of the soft bits in the entropies."""
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """Which quantizer a tokenizer has: `build_quantizer(config.kind, dim, **config.arguments())`."""
+
+    kind: Kind = "lgq"
+    """lgq, simvq, vq: a codebook; fsq, lfq, bsq: a fixed grid."""
+    codebook_size: int | None = None
+    """Codes K of each codebook, 2 or more; 1024 unless the levels of fsq say otherwise. lfq and bsq: a power of two."""
+    num_codebooks: int = 1
+    """Codebooks that share a vector's width (product quantization); the width must divide by it."""
+    depth: int = 1
+    """Residual stages of lgq, simvq or vq, each a codebook for what the last left over; needs num_codebooks 1."""
+    lgq: LGQConfig = field(default_factory=LGQConfig)
+    vq: VQConfig = field(default_factory=VQConfig)
+    simvq: SimVQConfig = field(default_factory=SimVQConfig)
+    fsq: FSQConfig = field(default_factory=FSQConfig)
+    binary: BinaryConfig = field(default_factory=BinaryConfig)
+    """Of lfq and bsq."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Sizes and the options of this kind, as `build_quantizer` takes them."""
+        options = getattr(self, "binary" if self.kind in ("lfq", "bsq") else self.kind)
+        sizes = {"codebook_size": self.codebook_size, "num_codebooks": self.num_codebooks, "depth": self.depth}
+        return sizes | asdict(options)

@@ -1,0 +1,56 @@
+"""SimVQ: a frozen random codebook under one learned linear map (Zhu et al. 2024, arXiv 2411.02038)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..data.keyed import draws
+from .base import Quantizer, check_divides, straight_through
+from .codebook import rotate
+from .config import SimVQConfig
+from .search import nearest_codes
+
+
+class SimVQ(Quantizer):
+    """The nearest of the codes `frozen[k] @ Wᵀ`. Every vector's gradient moves W and with it all codes, so that none
+    is left behind and nothing needs to be revived.
+
+    `frozen` `(books, K, width)` ~ N(0, 1 / width) is drawn from the seed and saved as a buffer; W, one for each book,
+    is all that learns here. Losses: `codebook`, ‖sg z − q‖² for W, and `commitment`, ‖z − sg q‖² for the encoder
+    (means over coordinates, as in vector-quantize-pytorch).
+    """
+
+    frozen: Tensor
+
+    def __init__(
+        self, dim: int, codebook_size: int = 1024, num_codebooks: int = 1, config: SimVQConfig = SimVQConfig()
+    ) -> None:
+        super().__init__(dim, codebook_size, num_codebooks)
+        self.config, self.width = config, check_divides(dim, num_codebooks)
+        generator = torch.Generator().manual_seed(draws("simvq", config.seed, count=1)[0] >> 1)
+        frozen = torch.randn(num_codebooks, codebook_size, self.width, generator=generator) * self.width**-0.5
+        self.register_buffer("frozen", frozen)
+        self.maps = nn.ModuleList(nn.Linear(self.width, self.width, bias=False) for _ in range(num_codebooks))
+
+    def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        quantized, indices, codebook, commitment = [], [], rows.new_zeros(()), rows.new_zeros(())
+        for part, frozen, linear in zip(rows.split(self.width, 1), self.frozen, self.maps, strict=True):
+            weight = linear.weight.to(part.dtype)
+            frozen = frozen.to(part.dtype)
+            with torch.no_grad():
+                index = nearest_codes(part, frozen @ weight.T)
+            codes = frozen[index] @ weight.T  # of the chosen ones alone: the gradient never sees all K
+            codebook = codebook + (part.detach() - codes).square().mean()
+            commitment = commitment + (part - codes.detach()).square().mean()
+            quantized.append(rotate(part, codes) if self.config.rotation else straight_through(codes, part))
+            indices.append(index)
+        losses = {}
+        if self.learning:
+            losses["codebook"] = self.config.codebook_weight * codebook / self.num_codebooks
+            losses["commitment"] = self.config.commitment_weight * commitment / self.num_codebooks
+        return torch.cat(quantized, 1), torch.stack(indices, 1), losses
+
+    def look_up(self, indices: Tensor) -> Tensor:
+        books = zip(indices.T, self.frozen, self.maps, strict=True)
+        return torch.cat([frozen[index].float() @ linear.weight.float().T for index, frozen, linear in books], 1)
