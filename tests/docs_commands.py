@@ -22,6 +22,7 @@ PLACES = {"DATA": "photos/", "RUN": "runs/mine", "NAME": "runs/mine", "STORE": "
 SHORT = {
     "train": "--steps 2 --batch-size 2 --size 32 --workers 0 --validation-images 1 --widths 8 8 8 8 --layers 1 "
              "--norm-groups 4",
+    "train gaussian": "--steps 2 --batch-size 2 --workers 0 --data digits",
     "resume": "--steps 3 --workers 0",
     "compare": "--size 32 --limit 2 --no-health --no-speed",
     "evaluate": "--size 32 --limit 2 --no-health --no-speed",
@@ -85,7 +86,7 @@ def shortened(line: str) -> list[str]:
     words = [re.sub(r"\b[A-Z]{3,}\b", lambda match: PLACES.get(match[0], match[0]), word) for word in words[1:]]
     if "--help" in words or words[0] not in SHORT:
         return words
-    kind = "resume" if "--resume" in words else words[0]
+    kind = "resume" if "--resume" in words else " ".join(words[:2]) if " ".join(words[:2]) in SHORT else words[0]
     return _with(words, shlex.split(SHORT[kind]))
 
 
