@@ -146,7 +146,7 @@ def measure(options: Measure) -> None:
                 depths = sorted(folder.glob("step-*"), key=lambda path: int(path.name[5:])) if run.endswith("grid") else []
                 for place, path in enumerate([*depths, folder / "final"]):
                     if (path / "config.json").exists():
-                        label = run if path.name == "final" else f"{run}, after round {place + 2}"
+                        label = run if path.name == "final" else f"{run}, after round {place + 1}"
                         rows[label] = pooled(path, val) if "pooled" in settings else grid(path, teacher, val)
                         folders[label] = path
                         report({label: rows[label]})
