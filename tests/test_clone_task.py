@@ -288,6 +288,10 @@ def test_other_lessons_than_it_was_begun_with_are_refused(stores: dict[str, Stor
                        ((held, held), r"begun with 40 lessons, and now there are 12: put back")):
         with pytest.raises(UserError, match=says):
             task_on(pair, KINDS["grid"]).load_state(state)
+    trained = task_on((train, held), replace(KINDS["grid"], gradients=True))
+    trained.setup(launch_fabric(CPU))
+    with pytest.raises(UserError, match="begun with 39 lessons, and now there are 40"):
+        trained.load_state({**trained.state(), "layout": [39, 12, 1]})
 
 
 def test_held_out_photos_that_say_nothing_are_refused(stores: dict[str, Stores], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from .errors import UserError, is_disk_full
 if TYPE_CHECKING:
     import torch
 
-    from .codec import Codec
+    from .codec import Codec, Provenance
     from .latent import LatentSpec
 
 FORMAT = 1  # of config.json; raise it when older readers would misread what is written
@@ -296,6 +296,16 @@ def file_hash(*paths: Path) -> str:
             while block := handle.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def provenance_of(folder: Path, name: str, kind: str) -> Provenance:
+    """Of a checkpoint folder of ours that was asked for as `name`."""
+    from .codec import Provenance
+
+    card = folder / "README.md"
+    return Provenance(name=name, kind=kind, weights_hash=file_hash(folder / "model.safetensors"),
+                      licence=card_licence(folder), path=str(folder),
+                      card=card.read_text(encoding="utf-8") if card.exists() else "")
 
 
 def card_licence(folder: Path) -> str:

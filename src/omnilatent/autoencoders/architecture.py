@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError, library
-from ..hub import card_licence, file_hash, read_config
+from ..hub import provenance_of, read_config
 from ..codec import Codec, Provenance
 from ..latent import LatentSpec
 from .loading import fill, read_tensors
@@ -164,14 +164,12 @@ def open_trained(architecture: Architecture, path: Path, name: str) -> Codec:
     except (KeyError, TypeError, ValueError) as failure:
         raise UserError(f"{path / 'config.json'} does not describe a model of the kind {architecture.kind} "
                         f"({failure}): restore it from its source.") from failure
-    weights, card = path / "model.safetensors", path / "README.md"
+    weights = path / "model.safetensors"
     if not weights.exists():
         raise UserError(f"{weights} is missing: the checkpoint is incomplete; take another step-N/ of its run.")
     getattr(library("diffusers"), architecture.diffusers_class)  # imported here: no module's constants belong on meta
     with torch.device("meta"):
         vae = architecture.build_vae(config, spec)
     fill(vae, read_tensors([weights]), weights)
-    provenance = Provenance(name=name, kind=architecture.kind, weights_hash=file_hash(weights),
-                            licence=card_licence(path), path=str(path),
-                            card=card.read_text(encoding="utf-8") if card.exists() else "")
+    provenance = provenance_of(path, name, architecture.kind)
     return architecture.codec(vae, spec, provenance)

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..codec import Codec, Provenance
+from ..codec import Codec
 from ..errors import UserError
-from ..hub import card_licence, file_hash, read_config
+from ..hub import provenance_of, read_config
 from ..latent import Latent, LatentSpec, Point
 from ..nn.gaussian_conv import GaussianConv2d
 from ..training.config import from_json
@@ -121,12 +121,11 @@ def open_checkpoint(path: Path, name: str) -> Codec:
     except (KeyError, TypeError, ValueError) as failure:
         raise UserError(f"{path / 'config.json'} does not describe a model of the kind {KIND} ({failure}): restore it "
                         "from its source.") from failure
-    weights, card = path / "model.safetensors", path / "README.md"
+    weights = path / "model.safetensors"
     if not weights.exists():
         raise UserError(f"{weights} is missing: the checkpoint is incomplete; take another step-N/ of its run.")
     with torch.device("meta"):
         module = GaussianAutoencoder.of(config)
     fill(module, read_tensors([weights]), weights)
-    provenance = Provenance(name=name, kind=KIND, weights_hash=file_hash(weights), licence=card_licence(path),
-                            path=str(path), card=card.read_text(encoding="utf-8") if card.exists() else "")
+    provenance = provenance_of(path, name, KIND)
     return GaussianCodec(module, spec, provenance)

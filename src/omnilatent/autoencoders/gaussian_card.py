@@ -30,7 +30,8 @@ def gaussian_card(
         f"{trained}.\n\n"
         f"Measured on {measured}; MSE in [0, 1], not rounded, mean over all pixels; PSNR by image on 8 bits, then the "
         f"mean:\n\n| metric | value |\n| --- | --- |\n{table}\n{sigma}\n{pictures}"
-        "![filters of the first layer](filters.png)\n\nLicence: not stated. It is yours to state, within what the training images (and the model that it started "
+        "![filters of the first layer](filters.png)\n\n"
+        "Licence: not stated. It is yours to state, within what the training images (and the model that it started "
         "from) allow: add a line `license: …` to the head of this file before you publish it.\n\n"
         f"Command: `{command}`\n"
     )

@@ -46,8 +46,7 @@ def filter_sheet(layer: nn.Module) -> Tensor:
     `(3, h, w)` in [0, 1]. A plain convolution has no smooth surfaces below."""
     smooth = None
     if isinstance(layer, GaussianConv2d):
-        layer = layer.float() if layer.mu.dtype != torch.float32 else layer
-        weight, smooth = layer.kernel().cpu()[:, 0], _smooth(layer)
+        weight, smooth = layer.kernel().float().cpu()[:, 0], _smooth(layer)
     else:
         weight = layer.weight.float().cpu()[:, 0]
     pixels = weight.repeat_interleave(FINE, 1).repeat_interleave(FINE, 2)

@@ -127,9 +127,7 @@ class GaussianTask:
                        pin=self.fabric.device.type == "cuda")
 
     def halve(self, batch: Batch) -> Batch | None:
-        half = max(len(batch.images) // 2, self.config.run.accumulate)
-        return None if half >= len(batch.images) else replace(
-            batch, images=batch.images[:half], positions=batch.positions[:half])
+        return batch.halved(self.config.run.accumulate)
 
     def step(self, batch: Batch, position: int) -> Logged:
         for file, reason in batch.skipped:

@@ -94,7 +94,8 @@ def main(argv: list[str]) -> None:
     photos, held_out = _parts(options)
     twice = repeated(held_out, photos) if options.val is not None else 0
     held_name = held_out.name + (f", {twice} OF THEM ALSO LEARNED FROM" if twice else "")
-    if fabric.is_global_zero and not (run / "run.json").exists():
+    begins = "--resume" not in argv
+    if fabric.is_global_zero and begins:
         run.mkdir(parents=True, exist_ok=True)
         saved = {"options": dataclasses.asdict(options), "command": command}
         (run / "run.json").write_text(json.dumps(saved, indent=2, default=str) + "\n", encoding="utf-8")
@@ -111,7 +112,8 @@ def main(argv: list[str]) -> None:
             print(f"\nomnilatent: stopped; go on with: omnilatent clone --resume {run}", file=sys.stderr)
         raise SystemExit(130) from None
     except UserError:
-        if fabric.is_global_zero and not any(run.glob("*/state.pt")):  # the mended command may be given once more
+        # Where nothing was saved the mended command may be given once more; a run that was gone on with stays one.
+        if fabric.is_global_zero and begins and not any(run.glob("*/state.pt")):
             (run / "run.json").unlink(missing_ok=True)
         raise
     if not fabric.is_global_zero:

@@ -37,6 +37,12 @@ class Batch:
         """The same in page-locked memory, from which copies to a GPU run beside the computation."""
         return replace(self, images=self.images.pin_memory(), positions=self.positions.pin_memory())
 
+    def halved(self, least: int) -> Batch | None:
+        """The first half, of at least so many images; None where that is no less than all."""
+        half = max(len(self.images) // 2, least)
+        return None if half >= len(self.images) else replace(
+            self, images=self.images[:half], positions=self.positions[:half])
+
 
 def batches(
     images: TrainingImages, batch_size: int, start: int, stop: int, rank: int = 0, world: int = 1, workers: int = 0,

@@ -125,18 +125,11 @@ class OrganicTask:
         """None: the report shows pictures at the end."""
         return None
 
-    def _layout(self) -> list[int]:
-        """What decides which step does what."""
-        return [len(self.train), len(self.held), self.peers.count]
-
     def state(self) -> dict[str, Any]:
-        return {"layout": self._layout(), **{name: part.state() for name, part in self.parts.items()}}
+        return {"layout": _layout(self), **{name: part.state() for name, part in self.parts.items()}}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        for before, now, what in zip(state["layout"], self._layout(), ("lessons", "held-out lessons", "processes"), strict=True):
-            if before != now:
-                raise UserError(f"This clone was begun with {before:,} {what}, and now there are {now:,}: put back what it "
-                                "was begun with, or begin anew in another --out.")
+        _check_layout(self, state["layout"])
         for name, part in self.parts.items():
             part.load_state(state[name])
 
@@ -210,15 +203,29 @@ class GradientTask:
         return None
 
     def state(self) -> dict[str, Any]:
-        return {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"layout": _layout(self), "student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        _check_layout(self, state["layout"])
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     @torch.no_grad()
     def export(self, folder: Path, figures: dict[str, float], step: int) -> None:
         self.way.write(folder, self.student, self.card(figures), {"step": step, **figures})
+
+
+def _layout(task: OrganicTask | GradientTask) -> list[int]:
+    """What decides which step does what."""
+    return [len(task.train), len(task.held), task.peers.count]
+
+
+def _check_layout(task: OrganicTask | GradientTask, begun: list[int]) -> None:
+    """Refuse to go on with other lessons, or another number of processes, than the run was begun with."""
+    for before, now, what in zip(begun, _layout(task), ("lessons", "held-out lessons", "processes"), strict=True):
+        if before != now:
+            raise UserError(f"This clone was begun with {before:,} {what}, and now there are {now:,}: put back what it was "
+                            "begun with, or begin anew in another --out.")
 
 
 class _Loss(nn.Module):

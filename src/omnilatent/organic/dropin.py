@@ -136,10 +136,7 @@ def open_checkpoint(path: Path, name: str) -> Codec:
     except (OSError, RuntimeError, SafetensorError, KeyError, TypeError) as failure:
         reason = " ".join(str(failure).split())
         raise UserError(f"{path} is not a whole drop-in ({reason}): fetch it again.") from failure
-    card = path / "README.md"
-    provenance = Provenance(
-        name=name, kind=KIND, weights_hash=hub.file_hash(weights), licence=hub.card_licence(path), path=str(path),
-        card=card.read_text(encoding="utf-8") if card.exists() else "")
+    provenance = hub.provenance_of(path, name, KIND)
     if module.channels != channels:
         raise UserError(f"{weights} works on latents of shape (b, {module.channels}, h, w), but its config.json states "
                         f"(b, {channels}, h, w): they belong to two models.")

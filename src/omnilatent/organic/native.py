@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..codec import Codec, Provenance
+from ..codec import Codec
 from ..errors import UserError
-from ..hub import card_licence, file_hash, read_config
+from ..hub import provenance_of, read_config
 from ..latent import Latent, LatentSpec, Point
 from .grids import GridDecoder, GridStack
 
@@ -113,7 +113,7 @@ def open_checkpoint(path: Path, name: str) -> Codec:
     except (KeyError, TypeError, ValueError) as failure:
         raise UserError(f"{path / 'config.json'} does not describe a model of the kind {KIND} ({failure}): restore it "
                         "from its source.") from failure
-    weights, card = path / "model.safetensors", path / "README.md"
+    weights = path / "model.safetensors"
     if not weights.exists():
         raise UserError(f"{weights} is missing: the checkpoint is incomplete; restore it from its source.")
     module = NativeAutoencoder(config)
@@ -122,6 +122,5 @@ def open_checkpoint(path: Path, name: str) -> Codec:
     except (RuntimeError, SafetensorError) as failure:
         reason = " ".join(str(failure).split())
         raise UserError(f"{weights} does not hold the model of its config.json ({reason}): restore it.") from failure
-    provenance = Provenance(name=name, kind=KIND, weights_hash=file_hash(weights), licence=card_licence(path),
-                            path=str(path), card=card.read_text(encoding="utf-8") if card.exists() else "")
+    provenance = provenance_of(path, name, KIND)
     return NativeCodec(module, spec, provenance)

@@ -276,7 +276,5 @@ def open_checkpoint(path: Path, name: str) -> Codec:
     except (OSError, RuntimeError, SafetensorError) as failure:
         reason = " ".join(str(failure).split())
         raise UserError(f"{weights} is not the pooled clone of its config.json ({reason}): fetch it again.") from failure
-    card = path / "README.md"
-    provenance = Provenance(name=name, kind=KIND, weights_hash=hub.file_hash(weights), licence=hub.card_licence(path),
-                            path=str(path), card=card.read_text(encoding="utf-8") if card.exists() else "")
+    provenance = hub.provenance_of(path, name, KIND)
     return PooledCodec(module, provenance)

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,7 @@ class Quantized:
     losses: dict[str, Tensor]
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """Args: `dim`, the width of the vectors; `codebook_size`, the codes K of each book; `num_codebooks`.
 
     A subclass gives `quantize` and `look_up`, on rows of vectors in float32, whatever the input's and the module's
@@ -44,13 +45,13 @@ class Quantizer(nn.Module):
                 raise ValueError(f"{name} is at least {least}; got {value}")
         self.dim, self.codebook_size, self.num_codebooks = dim, codebook_size, num_codebooks
 
+    @abstractmethod
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Rows `(n, dim)` → their quantized rows, their codes `(n, books)`, the losses."""
-        raise NotImplementedError
 
+    @abstractmethod
     def look_up(self, indices: Tensor) -> Tensor:
         """Codes `(n, books)` → rows `(n, dim)`."""
-        raise NotImplementedError
 
     def schedule(self, progress: float) -> None:
         """Set what changes along a run (temperatures) by the share of it that is done, 0 … 1. Here: nothing."""

@@ -30,8 +30,8 @@ class CodebookQuantizer(Quantizer):
     """`codebook` `(books, K, dim / books)`, a parameter or buffer, is the subclass's.
 
     Buffers: `counts` `(books, K)`, the moving average of how many vectors of a batch (of all ranks) choose each code;
-    `clock`, seed and number of training steps so far (each forward while training is one). With them every draw from the batch is a function of the state
-    and the batch, so that a resumed run makes the same ones, and all ranks do.
+    `clock`, seed and number of training steps so far (each forward while training is one). With them every draw from
+    the batch is a function of the state and the batch, so that a resumed run makes the same ones, and all ranks do.
     """
 
     codebook: Tensor
