@@ -11,6 +11,7 @@ which writes nothing.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import statistics
 import time
@@ -149,20 +150,30 @@ def theirs(kind: str, options: QuantizerSpeed, device: torch.device) -> Callable
 
 
 def tune(options: QuantizerSpeed, device: torch.device) -> dict[str, dict[str, float]]:
-    """Milliseconds of each kernel's tile sizes, all others at their defaults."""
+    """Milliseconds of the kernels alone, several calls at a time, for each one's tile sizes, all others at their defaults."""
     from omnilatent.quantizers import triton_search, triton_soft
     from omnilatent.quantizers.triton_search import Launch
 
+    z, c = (torch.randn(m, options.dim, device=device) for m in (options.vectors, options.codes))
+    norms, tau, rows, codes = c.square().sum(1), torch.tensor(1.0, device=device), z[:, 0].contiguous(), c[:, 0].contiguous()
+    average, low, log_sum, *_ = triton_soft.forward(z, c, norms, tau)
+    calls = {"SEARCH": lambda: triton_search.nearest(z, c, c[0], None), "FORWARD": lambda: triton_soft.forward(z, c, norms, tau),
+             "VECTORS": lambda: triton_soft.backward(z, c, norms, low, log_sum, average, tau, z, rows, rows, codes, rows)}
+    calls |= {"USAGE": calls["FORWARD"], "CODES": calls["VECTORS"]}
     found: dict[str, dict[str, float]] = {}
-    for module, name, kind in ((triton_search, "SEARCH", "simvq"), *((triton_soft, k, "lgq") for k in
-                                                                     ("FORWARD", "USAGE", "VECTORS", "CODES"))):
+    for name, call in calls.items():
+        module = triton_search if name == "SEARCH" else triton_soft
         default = getattr(module, name)
-        for rows, codes, warps in ((64, 64, 4), (32, 64, 4), (64, 32, 4), (128, 64, 8), (32, 128, 4), (64, 64, 8), (128, 32, 4)):
-            setattr(module, name, Launch(rows, codes, warps))
-            ms = timed(ours(kind, options.codes, options, device), device, 10)["ms"]
-            found.setdefault(name, {})[f"{rows}×{codes}, {warps} warps"] = ms
+        for tile in itertools.product((32, 64, 128), (32, 64, 128), (2, 4, 8)):
+            setattr(module, name, Launch(*tile))
+            try:
+                ms = timed(lambda call=call: [call() for _ in range(8)], device, 3)["ms"] / 8
+            except Exception as failure:  # out of registers or shared memory
+                print(name, tile, type(failure).__name__)
+                continue
+            found.setdefault(name, {})["{}×{}, {} warps".format(*tile)] = round(ms, 4)
         setattr(module, name, default)
-        print(name, default, {k: round(v, 3) for k, v in sorted(found[name].items(), key=lambda item: item[1])})
+        print(name, default, dict(sorted(found[name].items(), key=lambda item: item[1])[:6]), flush=True)
     return found
 
 

@@ -1,7 +1,7 @@
 """Quantizers that own a codebook: its start at the data, the count of what is chosen, codes that die.
 
 - `CodebookQuantizer`: the base of LGQ and VQ.
-- `rotate`: the rotation trick.
+- `assign`: the chosen codes, their distance, and the gradients of both.
 """
 
 from __future__ import annotations
@@ -78,10 +78,8 @@ class CodebookQuantizer(Quantizer):
     @torch.no_grad()
     def count(self, indices: Tensor) -> Tensor:
         """Count a batch's codes `(n, books)` into the moving average; returns this batch's counts `(books, K)`."""
-        ones = torch.ones(len(indices), dtype=self.counts.dtype, device=indices.device)
-        batch = sum_over_ranks(torch.stack([
-            self.counts.new_zeros(self.codebook_size).index_add_(0, column, ones) for column in indices.T
-        ]))
+        ones = self.counts.new_ones(indices.T.shape)
+        batch = sum_over_ranks(torch.zeros_like(self.counts).scatter_add_(1, indices.T, ones))
         self.counts.lerp_(batch, 1 - self.renewal.usage_decay)
         return batch
 
@@ -108,23 +106,41 @@ class CodebookQuantizer(Quantizer):
         raise ValueError(f"{type(self).__name__} does not prune dead codes; dead_codes is revive or keep")
 
 
-class _Rotate(torch.autograd.Function):
+class _Assign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, vectors: Tensor, codes: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx, vectors: Tensor, codes: Tensor, rotation: bool) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN001
         ctx.save_for_backward(vectors, codes)
-        return codes.clone()
+        ctx.rotation = rotation
+        return _values(vectors, codes)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
-        vectors, codes = ctx.saved_tensors
+    def backward(ctx, grad: Tensor, pulled: Tensor, pulling: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN001
+        return *_gradients(*ctx.saved_tensors, grad, pulled, pulling, ctx.rotation), None
+
+
+def _values(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    distance = (vectors - codes).square().mean()
+    return codes.clone(), distance, distance.clone()
+
+
+def _gradients(
+    vectors: Tensor, codes: Tensor, grad: Tensor, pulled: Tensor, pulling: Tensor, rotation: bool
+) -> tuple[Tensor, Tensor]:
+    apart = 2 / vectors.numel() * (vectors - codes)
+    if rotation:
         length, code_length = (t.norm(dim=-1, keepdim=True).clamp_min(1e-6) for t in (vectors, codes))
         start, end = vectors / length, codes / code_length
         middle = torch.nn.functional.normalize(start + end, dim=-1, eps=1e-6)
         turned = grad - 2 * middle * (middle * grad).sum(-1, keepdim=True) + 2 * start * (end * grad).sum(-1, keepdim=True)
-        return turned * (code_length / length), None
+        grad = turned * (code_length / length)
+    return grad + pulled * apart, -pulling * apart
 
 
-def rotate(vectors: Tensor, codes: Tensor) -> Tensor:
-    """`codes`, with a gradient to `vectors` through the rotation and scaling that takes each vector to its code, both
-    held constant (Fifty et al. 2024, arXiv 2410.06424): R = I − 2 m mᵀ + 2 ĉ ẑᵀ with m the unit vector along ẑ + ĉ."""
-    return _Rotate.apply(vectors, codes.detach())
+def assign(vectors: Tensor, codes: Tensor, rotation: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """`codes` `(…, d)`, and twice their mean squared distance to `vectors`.
+
+    The first sends its gradient to `vectors` alone: through the rotation and scaling that takes each vector to its code,
+    both held constant (Fifty et al. 2024, arXiv 2410.06424: R = I − 2 m mᵀ + 2 ĉ ẑᵀ with m the unit vector along ẑ + ĉ),
+    or straight. The first distance sends its gradient to `vectors`, the second to `codes`.
+    """
+    return _Assign.apply(vectors, codes, rotation)

@@ -81,44 +81,40 @@ class LGQ(CodebookQuantizer):
         quantized, indices, losses = [], [], []
         for part, codes, mask in zip(parts, self.codebook.to(rows.dtype), alive, strict=True):
             if self.learning:
-                unit = self._unit(codes, mask)
-                soft = soft_assignment(part / unit, codes / unit, self.tau, mask)
+                tau = self.tau if self.config.tau_unit == "absolute" else self.tau * _variance(codes, mask)
+                soft = soft_assignment(part, codes, tau, mask)
                 indices.append(soft.indices)
-                quantized.append(straight_through(codes[soft.indices], soft.average * unit))
+                quantized.append(straight_through(codes[soft.indices], soft.average))
                 log_k = math.log(len(codes)) if mask is None else mask.sum().clamp_min(2).to(rows.dtype).log()
-                losses.append(self._losses(soft, unit, log_k))
+                losses.append(self._losses(soft, tau, log_k))
             else:
                 indices.append(nearest_codes(part, codes, mask))
                 quantized.append(codes[indices[-1]])
-        codes, named = torch.stack(indices, 1), {}
-        if losses:
-            named = dict(zip(("energy", "peak", "usage"), torch.stack(losses).mean(0), strict=True))
+        codes = torch.stack(indices, 1)
+        named = {name: sum(each[name] for each in losses) for name in (losses[0] if losses else {})}
         if self.training:
             self.count(codes)
             self.renew(parts.detach())
         return torch.cat(quantized, 1), codes, named
 
-    @torch.no_grad()
-    def _unit(self, codes: Tensor, alive: Tensor | None) -> Tensor:
-        """√ of what τ counts in: 1, or the codes' mean variance a coordinate (of those alive)."""
-        if self.config.tau_unit == "absolute":
-            return codes.new_ones(())
-        share = (torch.ones_like(codes[:, 0]) if alive is None else alive.to(codes.dtype))[:, None]
-        share = share / share.sum()
-        spread = (codes - (share * codes).sum(0)).square()
-        return (share * spread).sum(0).mean().sqrt().clamp_min(1e-6)
-
-    def _losses(self, soft: SoftAssignment, unit: Tensor, log_k: float | Tensor) -> Tensor:
-        """Energy, peak and usage, weighted, of one book whose codes alive are exp(`log_k`)."""
-        usage = mean_over_ranks(soft.usage)
-        free = unit.square() * (soft.energy.mean() + self.tau * log_k) / self.width
-        divergence = (usage * (usage.clamp_min(1e-30).log() + log_k)).sum() / log_k
-        config = self.config
-        return torch.stack([config.energy_weight * free, config.peak_weight * (1 - soft.peak).mean(),
-                            config.usage_weight * divergence])
+    def _losses(self, soft: SoftAssignment, tau: float | Tensor, log_k: float | Tensor) -> dict[str, Tensor]:
+        """One book's share of the losses; its codes alive are exp(`log_k`)."""
+        config, books = self.config, self.num_codebooks
+        entropy = torch.special.entr(mean_over_ranks(soft.usage).clamp_min(1e-30)).sum()
+        return {"energy": config.energy_weight / (books * self.width) * (soft.energy.mean() + tau * log_k),
+                "peak": config.peak_weight / books * (1 - soft.peak.mean()),
+                "usage": config.usage_weight / books * (1 - entropy / log_k)}
 
     @torch.no_grad()
     def prune(self) -> None:
         """Take the codes that are dead out for good; the most used one of each book always stays."""
         self.alive &= ~self.dead()
         self.alive.scatter_(1, self.counts.argmax(1, keepdim=True), True)
+
+
+@torch.no_grad()
+def _variance(codes: Tensor, alive: Tensor | None) -> Tensor:
+    """The codes' mean variance a coordinate, of those alive."""
+    share = (torch.ones_like(codes[:, 0]) if alive is None else alive.to(codes.dtype))[:, None]
+    share = share / share.sum()
+    return (share * (codes - (share * codes).sum(0)).square()).sum(0).mean().clamp_min(1e-12)

@@ -53,11 +53,11 @@ def nearest_codes(vectors: Tensor, codes: Tensor, alive: Tensor | None = None, e
         alive: bool `(k,)`; the other codes are never chosen.
         elements: distances held at once; by default as the device likes, at most `MAX_ELEMENTS`.
     """
-    vectors, codes, norms = centred(vectors, codes, alive)
     if fused(vectors):
         from .triton_search import nearest
 
-        return nearest(vectors, codes, norms)
+        return nearest(vectors.contiguous(), codes.contiguous(), codes.mean(0), alive)
+    vectors, codes, norms, _ = centred(vectors, codes, alive)
     tiles = Tiles(len(vectors), len(codes), elements or tile_elements(vectors))
     indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
     for rows in tiles.rows():
@@ -71,15 +71,15 @@ def nearest_codes(vectors: Tensor, codes: Tensor, alive: Tensor | None = None, e
     return indices
 
 
-def centred(vectors: Tensor, codes: Tensor, alive: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors and codes less the codes' mean, and the codes' squared norms `(k,)`, infinite for those not alive.
+def centred(vectors: Tensor, codes: Tensor, alive: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Vectors and codes less the codes' mean, the codes' squared norms `(k,)`, infinite for those not alive, and that mean.
 
     Distances stay the same; ‖c‖² − 2 z·c loses fewer digits when both lie about 0.
     """
     centre = codes.mean(0)
     vectors, codes = (vectors - centre).contiguous(), (codes - centre).contiguous()
     norms = codes.square().sum(1)
-    return vectors, codes, norms if alive is None else norms.masked_fill(~alive, torch.inf)
+    return vectors, codes, norms if alive is None else norms.masked_fill(~alive, torch.inf), centre
 
 
 def distances(vectors: Tensor, codes: Tensor, norms: Tensor) -> Tensor:

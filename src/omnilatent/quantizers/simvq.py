@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.keyed import draws
-from .base import Quantizer, check_divides, straight_through
-from .codebook import rotate
+from .base import Quantizer, check_divides
+from .codebook import assign
 from .config import SimVQConfig
 from .search import nearest_codes
 
@@ -34,21 +34,21 @@ class SimVQ(Quantizer):
         self.maps = nn.ModuleList(nn.Linear(self.width, self.width, bias=False) for _ in range(num_codebooks))
 
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        quantized, indices, codebook, commitment = [], [], rows.new_zeros(()), rows.new_zeros(())
+        quantized, indices, commitment, codebook = [], [], 0.0, 0.0
         for part, frozen, linear in zip(rows.split(self.width, 1), self.frozen, self.maps, strict=True):
             weight = linear.weight.to(part.dtype)
             frozen = frozen.to(part.dtype)
             with torch.no_grad():
                 index = nearest_codes(part, frozen @ weight.T)
             codes = frozen[index] @ weight.T  # of the chosen ones alone: the gradient never sees all K
-            codebook = codebook + (part.detach() - codes).square().mean()
-            commitment = commitment + (part - codes.detach()).square().mean()
-            quantized.append(rotate(part, codes) if self.config.rotation else straight_through(codes, part))
+            values, pulled, pulling = assign(part, codes, self.config.rotation)
+            commitment, codebook = commitment + pulled, codebook + pulling
+            quantized.append(values)
             indices.append(index)
         losses = {}
         if self.learning:
-            losses["codebook"] = self.config.codebook_weight * codebook / self.num_codebooks
-            losses["commitment"] = self.config.commitment_weight * commitment / self.num_codebooks
+            losses["codebook"] = self.config.codebook_weight / self.num_codebooks * codebook
+            losses["commitment"] = self.config.commitment_weight / self.num_codebooks * commitment
         return torch.cat(quantized, 1), torch.stack(indices, 1), losses
 
     def look_up(self, indices: Tensor) -> Tensor:

@@ -42,62 +42,77 @@ def plain_soft_assignment(vectors: Tensor, codes: Tensor, tau: float, alive: Ten
 
 
 def soft_assignment(
-    vectors: Tensor, codes: Tensor, tau: float, alive: Tensor | None = None, elements: int | None = None
+    vectors: Tensor, codes: Tensor, tau: float | Tensor, alive: Tensor | None = None, elements: int | None = None
 ) -> SoftAssignment:
     """Vectors `(n, d)` and codes `(k, d)` at temperature `tau`; the first four results have gradients (once).
 
     Args:
+        tau: a number or a 0-dimensional tensor, which gets no gradient.
         alive: bool `(k,)`; the other codes have p = 0.
         elements: probabilities held at once on the CPU.
     """
-    centre = codes.detach().mean(0)  # p does not change when both move alike, so as a constant it costs no gradient
-    results = _Soft.apply(vectors - centre, codes - centre, tau, alive, elements)
-    return SoftAssignment(results[0] + centre, *results[1:])
+    return SoftAssignment(*_Soft.apply(vectors, codes, tau, alive, elements))
 
 
 class _Soft(torch.autograd.Function):
     @staticmethod
     def forward(ctx, vectors, codes, tau, alive, elements):  # noqa: ANN001, ANN205
-        vectors, codes = vectors.contiguous(), codes.contiguous()
-        norms = codes.square().sum(1)
-        if alive is not None:
-            norms = norms.masked_fill(~alive, torch.inf)
-        ctx.tau, ctx.tiles = tau, Tiles(len(vectors), len(codes), elements or tile_elements(vectors))
+        # Both about the codes' mean: p does not change when they move alike, so the mean needs no gradient.
+        vectors, codes, norms, centre = centred(vectors, codes, alive)
+        tau = tau if isinstance(tau, Tensor) else norms.new_full((), tau)
+        ctx.tiles = Tiles(len(vectors), len(codes), elements or tile_elements(vectors))
         if fused(vectors):
             from .triton_soft import forward
 
             with torch.cuda.device_of(vectors):
-                average, low, log_sum, peak, usage, indices = forward(vectors, codes, norms, tau)
+                average, low, log_sum, peak, sums, indices = forward(vectors, codes, norms, tau)
         else:
-            average, low, log_sum, peak, usage, indices = _forward(vectors, codes, norms, tau, ctx.tiles)
-        energy = low - tau * log_sum + vectors.square().sum(1)
-        ctx.save_for_backward(vectors, codes, norms, low, log_sum, average, peak, usage)
+            average, low, log_sum, peak, sums, indices = _forward(vectors, codes, norms, tau, ctx.tiles)
+        moved, energy, usage = _results(vectors, average, centre, low, log_sum, sums, tau)
+        ctx.save_for_backward(vectors, codes, norms, low, log_sum, average, peak, usage, tau)
         ctx.mark_non_differentiable(indices)
-        return average, energy, peak, usage, indices
+        return moved, energy, peak, usage, indices
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_average, grad_energy, grad_peak, grad_usage, _):  # noqa: ANN001, ANN205
-        vectors, codes, norms, low, log_sum, average, peak, usage = ctx.saved_tensors
-        grad_usage = grad_usage / len(vectors)
-        # dL/dp_ik = h_ik = g_i·c_k + 2 q_i p_ik + u_k. Only h_ik − Σ_j p_ij h_ij counts; most of that sum is known
-        # beforehand and is taken off here, so that little is left to cancel where 1/τ is large.
-        offset = (grad_average * average).sum(1) + 2 * grad_peak * peak + (usage * grad_usage).sum()
-        grads = tuple(t.contiguous() for t in (grad_average, grad_energy, 2 * grad_peak, grad_usage, offset))
+        vectors, codes, norms, low, log_sum, average, peak, usage, tau = ctx.saved_tensors
+        grads = _known(average, peak, usage, grad_average, grad_energy, grad_peak, grad_usage)
         if fused(vectors):
             from .triton_soft import backward
 
             with torch.cuda.device_of(vectors):
-                grad_vectors, grad_codes = backward(vectors, codes, norms, low, log_sum, average, ctx.tau, *grads)
+                grad_vectors, grad_codes = backward(vectors, codes, norms, low, log_sum, average, tau, *grads)
         else:
-            grad_vectors, grad_codes = _backward(vectors, codes, norms, low, log_sum, average, ctx.tau, ctx.tiles, *grads)
+            grad_vectors, grad_codes = _backward(vectors, codes, norms, low, log_sum, average, tau, ctx.tiles, *grads)
         return grad_vectors, grad_codes, None, None, None
 
 
+def _results(
+    vectors: Tensor, average: Tensor, centre: Tensor, low: Tensor, log_sum: Tensor, sums: Tensor, tau: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Average, energy and usage from what the tiles or kernels found."""
+    return average + centre, low - tau * log_sum + vectors.square().sum(1), sums.sum(0) / len(vectors)
+
+
+def _known(
+    average: Tensor, peak: Tensor, usage: Tensor, grad_average: Tensor, grad_energy: Tensor, grad_peak: Tensor,
+    grad_usage: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """g, e, q, u and the offset of `_backward`.
+
+    dL/dp_ik = h_ik = g_i·c_k + q_i p_ik + u_k. Only h_ik − Σ_j p_ij h_ij counts; most of that sum is known beforehand and
+    is taken off here, so that little is left to cancel where 1/τ is large.
+    """
+    u = grad_usage / len(average)
+    offset = (grad_average * average).sum(1) + 2 * grad_peak * peak + (usage * u).sum()
+    return grad_average.contiguous(), grad_energy.contiguous(), 2 * grad_peak, u, offset
+
+
 def _forward(
-    vectors: Tensor, codes: Tensor, norms: Tensor, tau: float, tiles: Tiles
+    vectors: Tensor, codes: Tensor, norms: Tensor, tau: Tensor, tiles: Tiles
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Average, least distance − ‖z‖², log Σ exp((least − d)/τ), peak, usage, indices."""
+    """Average, least distance − ‖z‖², log Σ exp((least − d)/τ), peak, Σ p over the vectors as `(1, k)`, indices."""
     n = len(vectors)
     average, usage = torch.empty_like(vectors), torch.zeros_like(norms)
     low, log_sum, peak = (vectors.new_empty(n) for _ in range(3))
@@ -124,11 +139,11 @@ def _forward(
         else:
             for part in tiles.codes():
                 usage[part] += _probabilities(z, codes[part], norms[part], least, log_sum[rows], tau).sum(0)
-    return average, low, log_sum, peak, usage / n, indices
+    return average, low, log_sum, peak, usage[None], indices
 
 
 def _backward(
-    vectors: Tensor, codes: Tensor, norms: Tensor, low: Tensor, log_sum: Tensor, average: Tensor, tau: float, tiles: Tiles,
+    vectors: Tensor, codes: Tensor, norms: Tensor, low: Tensor, log_sum: Tensor, average: Tensor, tau: Tensor, tiles: Tiles,
     g: Tensor, e: Tensor, q: Tensor, u: Tensor, offset: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of vectors and codes, for those of average `g` (n, d), energy `e` (n,), 2·(peak) `q`, usage/n `u` (k,).
@@ -150,13 +165,13 @@ def _backward(
             if tiles.width < tiles.k:
                 p, v = _weights(z, part, *known)
             grad_codes[part] += p.T @ g[rows]
-            w = p.mul_(e_row + total[:, None] / tau).sub_(v, alpha=1 / tau)
+            w = p.mul_(e_row + total[:, None] / tau).sub_(v.div_(tau))
             grad_codes[part] += 2 * (codes[part] * w.sum(0)[:, None] - w.T @ z)
     return grad_vectors, grad_codes
 
 
 def _weights(
-    z: Tensor, part: slice, codes: Tensor, norms: Tensor, low: Tensor, log_sum: Tensor, tau: float,
+    z: Tensor, part: slice, codes: Tensor, norms: Tensor, low: Tensor, log_sum: Tensor, tau: Tensor,
     g: Tensor, q: Tensor, u: Tensor, offset: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """p and v = p (h − offset) of one tile."""
@@ -165,5 +180,5 @@ def _weights(
     return p, h.mul_(p)
 
 
-def _probabilities(z: Tensor, codes: Tensor, norms: Tensor, low: Tensor, log_sum: Tensor, tau: float) -> Tensor:
+def _probabilities(z: Tensor, codes: Tensor, norms: Tensor, low: Tensor, log_sum: Tensor, tau: Tensor) -> Tensor:
     return distances(z, codes, norms).neg_().add_(low[:, None]).div_(tau).sub_(log_sum[:, None]).exp_()

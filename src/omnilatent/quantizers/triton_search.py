@@ -54,16 +54,23 @@ def tile_distances(z, c, norm_pointer, index, count, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _nearest(z_pointer, c_pointer, norm_pointer, index_pointer, n, k, d: tl.constexpr, D: tl.constexpr,
-             ROWS: tl.constexpr, CODES: tl.constexpr, PRECISION: tl.constexpr):
+def _nearest(z_pointer, c_pointer, centre_pointer, alive_pointer, index_pointer, n, k, PRUNED: tl.constexpr, d: tl.constexpr,
+             D: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr, PRECISION: tl.constexpr):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    z = load_rows(z_pointer, rows, n, d, D)
+    columns = tl.arange(0, D)
+    centre = tl.load(centre_pointer + columns, mask=columns < d, other=0.0)[None, :]
+    z = load_rows(z_pointer, rows, n, d, D) - centre
     low = tl.full((ROWS,), float("inf"), tl.float32)
     best = tl.zeros((ROWS,), tl.int32)
     for start in range(0, k, CODES):
         index = start + tl.arange(0, CODES)
-        c = load_rows(c_pointer, index, k, d, D)
-        tile_low, tile_best = tl.min(tile_distances(z, c, norm_pointer, index, k, PRECISION), axis=1, return_indices=True)
+        c = load_rows(c_pointer, index, k, d, D) - centre
+        alive = index < k
+        if PRUNED:
+            alive = tl.load(alive_pointer + index, mask=alive, other=0) != 0
+        norms = tl.where(alive, tl.sum(c * c, axis=1), float("inf"))
+        distance = norms[None, :] - 2.0 * tl.dot(z, tl.trans(c), input_precision=PRECISION)
+        tile_low, tile_best = tl.min(distance, axis=1, return_indices=True)
         best = tl.where(tile_low < low, tile_best + start, best)
         low = tl.minimum(low, tile_low)
     tl.store(index_pointer + rows, best.to(tl.int64), mask=rows < n)
@@ -74,10 +81,13 @@ def padded(d: int) -> int:
     return max(16, triton.next_power_of_2(d))
 
 
-def nearest(vectors: Tensor, codes: Tensor, norms: Tensor) -> Tensor:
-    """Contiguous float32 vectors `(n, d)`, codes `(k, d)` and their squared norms `(k,)` → int64 `(n,)`."""
+def nearest(vectors: Tensor, codes: Tensor, centre: Tensor, alive: Tensor | None) -> Tensor:
+    """Contiguous float32 vectors `(n, d)`, codes `(k, d)`, the codes' mean `(d,)`, bool `(k,)` or None → int64 `(n,)`.
+
+    The mean is taken off both on the way in, as `search.centred` does."""
     (n, d), k, launch = vectors.shape, len(codes), SEARCH.at(vectors.shape[1])
     indices = torch.empty(n, dtype=torch.int64, device=vectors.device)
     with torch.cuda.device_of(vectors):  # kernels start on the current device, which need not be the vectors'
-        _nearest[(triton.cdiv(n, launch.rows),)](vectors, codes, norms, indices, n, k, **launch.sizes(d))
+        _nearest[(triton.cdiv(n, launch.rows),)](vectors, codes, centre, codes if alive is None else alive, indices, n, k,
+                                                 alive is not None, **launch.sizes(d))
     return indices

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from .triton_search import Launch, load_rows, tile_distances
 
-FORWARD, USAGE, VECTORS = Launch(), Launch(), Launch()
-CODES = Launch(rows=32)  # with 64 its registers spill
+FORWARD, USAGE, VECTORS, CODES = Launch(), Launch(), Launch(), Launch()
 _PROGRAMS = 528  # four for each of an H100's 132 processors
 
 
 @triton.jit
 def _forward(z_pointer, c_pointer, norm_pointer, average_pointer, low_pointer, sum_pointer, peak_pointer, index_pointer,
-             n, k, inverse_tau, d: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr,
+             n, k, tau_pointer, d: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr,
              PRECISION: tl.constexpr):
+    inverse_tau = 1.0 / tl.load(tau_pointer)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     z = load_rows(z_pointer, rows, n, d, D)
     low = tl.full((ROWS,), 8e37, tl.float32)  # finite: a tile may hold no code that is alive
@@ -64,8 +64,9 @@ def _probabilities(z, c, norm_pointer, low_pointer, sum_pointer, rows, index, n,
 
 
 @triton.jit
-def _usage(z_pointer, c_pointer, norm_pointer, low_pointer, sum_pointer, usage_pointer, n, k, inverse_tau, part,
+def _usage(z_pointer, c_pointer, norm_pointer, low_pointer, sum_pointer, usage_pointer, n, k, tau_pointer, part,
            d: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr, PRECISION: tl.constexpr):
+    inverse_tau = 1.0 / tl.load(tau_pointer)
     index = tl.program_id(0) * CODES + tl.arange(0, CODES)
     split = tl.program_id(1)
     c = load_rows(c_pointer, index, k, d, D)
@@ -79,8 +80,9 @@ def _usage(z_pointer, c_pointer, norm_pointer, low_pointer, sum_pointer, usage_p
 
 @triton.jit
 def _vectors(z_pointer, c_pointer, norm_pointer, low_pointer, sum_pointer, average_pointer, g_pointer, e_pointer, q_pointer,
-             u_pointer, offset_pointer, grad_pointer, total_pointer, n, k, inverse_tau, d: tl.constexpr, D: tl.constexpr,
+             u_pointer, offset_pointer, grad_pointer, total_pointer, n, k, tau_pointer, d: tl.constexpr, D: tl.constexpr,
              ROWS: tl.constexpr, CODES: tl.constexpr, PRECISION: tl.constexpr):
+    inverse_tau = 1.0 / tl.load(tau_pointer)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     z = load_rows(z_pointer, rows, n, d, D)
     g = load_rows(g_pointer, rows, n, d, D)
@@ -108,8 +110,9 @@ def _vectors(z_pointer, c_pointer, norm_pointer, low_pointer, sum_pointer, avera
 
 @triton.jit
 def _codes(z_pointer, c_pointer, norm_pointer, low_pointer, sum_pointer, g_pointer, e_pointer, q_pointer, u_pointer,
-           offset_pointer, total_pointer, grad_pointer, n, k, inverse_tau, part, d: tl.constexpr, D: tl.constexpr,
+           offset_pointer, total_pointer, grad_pointer, n, k, tau_pointer, part, d: tl.constexpr, D: tl.constexpr,
            ROWS: tl.constexpr, CODES: tl.constexpr, PRECISION: tl.constexpr):
+    inverse_tau = 1.0 / tl.load(tau_pointer)
     index = tl.program_id(0) * CODES + tl.arange(0, CODES)
     split = tl.program_id(1)
     c = load_rows(c_pointer, index, k, d, D)
@@ -142,36 +145,36 @@ def _splits(n: int, k: int, launch: Launch) -> tuple[int, int]:
     return triton.cdiv(n, part), part
 
 
-def forward(vectors: Tensor, codes: Tensor, norms: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def forward(vectors: Tensor, codes: Tensor, norms: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `_forward` in soft.py, for contiguous float32."""
     (n, d), k = vectors.shape, len(codes)
     average = torch.empty_like(vectors)
     low, log_sum, peak = (vectors.new_empty(n) for _ in range(3))
     indices = torch.empty(n, dtype=torch.int64, device=vectors.device)
     launch = FORWARD.at(d)
-    _forward[(triton.cdiv(n, launch.rows),)](vectors, codes, norms, average, low, log_sum, peak, indices, n, k, 1 / tau,
+    _forward[(triton.cdiv(n, launch.rows),)](vectors, codes, norms, average, low, log_sum, peak, indices, n, k, tau,
                                              **launch.sizes(d))
     launch = USAGE.at(d)
     splits, part = _splits(n, k, launch)
     usage = vectors.new_empty(splits, k)
-    _usage[(triton.cdiv(k, launch.codes), splits)](vectors, codes, norms, low, log_sum, usage, n, k, 1 / tau, part,
+    _usage[(triton.cdiv(k, launch.codes), splits)](vectors, codes, norms, low, log_sum, usage, n, k, tau, part,
                                                    **launch.sizes(d))
-    return average, low, log_sum, peak, usage.sum(0) / n, indices
+    return average, low, log_sum, peak, usage, indices
 
 
 def backward(
-    vectors: Tensor, codes: Tensor, norms: Tensor, low: Tensor, log_sum: Tensor, average: Tensor, tau: float,
+    vectors: Tensor, codes: Tensor, norms: Tensor, low: Tensor, log_sum: Tensor, average: Tensor, tau: Tensor,
     g: Tensor, e: Tensor, q: Tensor, u: Tensor, offset: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """As `_backward` in soft.py, for contiguous float32."""
     (n, d), k = vectors.shape, len(codes)
     grad_vectors, total = torch.empty_like(vectors), vectors.new_empty(n)
     known, launch = (vectors, codes, norms, low, log_sum), VECTORS.at(d)
-    _vectors[(triton.cdiv(n, launch.rows),)](*known, average, g, e, q, u, offset, grad_vectors, total, n, k, 1 / tau,
+    _vectors[(triton.cdiv(n, launch.rows),)](*known, average, g, e, q, u, offset, grad_vectors, total, n, k, tau,
                                              **launch.sizes(d))
     launch = CODES.at(d)
     splits, part = _splits(n, k, launch)
     grad_codes = vectors.new_empty(splits, k, d)
-    _codes[(triton.cdiv(k, launch.codes), splits)](*known, g, e, q, u, offset, total, grad_codes, n, k, 1 / tau, part,
+    _codes[(triton.cdiv(k, launch.codes), splits)](*known, g, e, q, u, offset, total, grad_codes, n, k, tau, part,
                                                    **launch.sizes(d))
     return grad_vectors, grad_codes.sum(0)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import straight_through
-from .codebook import CodebookQuantizer, rotate
+from .codebook import CodebookQuantizer, assign
 from .config import VQConfig
 from .ranks import sum_over_ranks
 from .search import nearest_codes
@@ -37,14 +36,12 @@ class VQ(CodebookQuantizer):
         books = zip(parts, self.codebook, strict=True)
         indices = torch.stack([nearest_codes(part, codes.to(part.dtype)) for part, codes in books], 1)
         codes = self.chosen(indices).to(parts.dtype)
-        losses = {}
-        if self.learning:
-            losses["commitment"] = self.config.commitment_weight * (parts - codes).square().mean()
-        quantized = self.join((rotate if self.config.rotation else _straight)(parts, codes))
+        values, distance, _ = assign(parts, codes, self.config.rotation)
+        losses = {"commitment": self.config.commitment_weight * distance} if self.learning else {}
         if self.training:
             self.move(parts.detach(), indices)
             self.renew(parts.detach())
-        return quantized, indices, losses
+        return self.join(values), indices, losses
 
     def start(self, parts: Tensor) -> None:
         super().start(parts)
@@ -55,14 +52,9 @@ class VQ(CodebookQuantizer):
     def move(self, parts: Tensor, indices: Tensor) -> None:
         """The moving averages of this step."""
         self.count(indices)
-        sums = sum_over_ranks(torch.stack([
-            torch.zeros_like(self.sums[0]).index_add_(0, column, part.to(self.sums.dtype))
-            for part, column in zip(parts, indices.T, strict=True)
-        ]))
-        self.sums.lerp_(sums, 1 - self.config.usage_decay)
-        total = self.counts.sum(1, keepdim=True)
-        smooth = (self.counts + _SMOOTHING) / (total + self.codebook_size * _SMOOTHING) * total
-        self.codebook.copy_(self.sums / smooth[..., None])
+        places = indices.T[..., None].expand_as(parts)
+        sums = sum_over_ranks(torch.zeros_like(self.sums).scatter_add_(1, places, parts.to(self.sums.dtype)))
+        _average(self.codebook, self.sums, self.counts, sums, self.config.usage_decay)
 
     def renew(self, parts: Tensor) -> None:
         super().renew(parts)
@@ -70,5 +62,9 @@ class VQ(CodebookQuantizer):
             self.sums.copy_(self.codebook * self.counts[..., None])
 
 
-def _straight(vectors: Tensor, codes: Tensor) -> Tensor:
-    return straight_through(codes, vectors)
+@torch.no_grad()
+def _average(codebook: Tensor, sums: Tensor, counts: Tensor, batch_sums: Tensor, decay: float) -> None:
+    sums.lerp_(batch_sums, 1 - decay)
+    total = counts.sum(1, keepdim=True)
+    smooth = (counts + _SMOOTHING) / (total + counts.shape[1] * _SMOOTHING) * total
+    codebook.copy_(sums / smooth[..., None])
