@@ -45,6 +45,7 @@ OPENERS = {
     "ovae-pooled": "omnilatent.organic.pooled:open_checkpoint",
     "taef2": "omnilatent.autoencoders.taef2:open_folder",
     "tiny": "omnilatent.autoencoders.tiny:open_checkpoint",
+    "vqgan": "omnilatent.autoencoders.vqgan:open_checkpoint",
 }
 
 # recipe name → "module:function" that returns the frozen configuration; importing it never imports torch
@@ -60,7 +61,16 @@ RECIPES = {
     "ae-f8-small": "omnilatent.autoencoders.recipes:ae_f8_small",
     "tiny-f8": "omnilatent.autoencoders.recipes:tiny_f8",
     "gaussian": "omnilatent.autoencoders.recipes:gaussian",
+    "lgq": "omnilatent.autoencoders.recipes_vqgan:lgq",
+    "lgq-small": "omnilatent.autoencoders.recipes_vqgan:lgq_small",
+    "simvq": "omnilatent.autoencoders.recipes_vqgan:simvq",
+    "simvq-small": "omnilatent.autoencoders.recipes_vqgan:simvq_small",
+    "vq": "omnilatent.autoencoders.recipes_vqgan:vq",
+    "vq-small": "omnilatent.autoencoders.recipes_vqgan:vq_small",
+    "fsq": "omnilatent.autoencoders.recipes_vqgan:fsq",
+    "fsq-small": "omnilatent.autoencoders.recipes_vqgan:fsq_small",
     "debug": "omnilatent.autoencoders.recipes:debug",
+    "debug-lgq": "omnilatent.autoencoders.recipes_vqgan:debug_lgq",
 }
 
 WEIGHTLESS = {"pixels": "pixels"}  # name → kind: codecs that have nothing to load

@@ -33,6 +33,7 @@ class LatentSpec:
     shift: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
     codebook_size: int | None = None
+    num_codebooks: int = 1
     decodes: bool = True
 
     def __post_init__(self) -> None:
@@ -59,7 +60,10 @@ class LatentSpec:
 
     def bits_per_pixel(self) -> float:
         """Bits of latent for each image pixel as stored: codes as ceil(log2 K) bits, other latents in 16 bits."""
-        bits = 16 * self.channels if self.codebook_size is None else math.ceil(math.log2(self.codebook_size))
+        if self.codebook_size is None:
+            bits = 16 * self.channels
+        else:
+            bits = self.num_codebooks * max(1, (self.codebook_size - 1).bit_length())
         return bits / self.downsampling**2
 
     def to_json(self) -> dict[str, Any]:

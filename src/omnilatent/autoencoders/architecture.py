@@ -1,4 +1,4 @@
-"""What the trainable image autoencoders have in common; each is diffusers' class of its name, so weights go both ways.
+"""What the trainable image autoencoders have in common. The continuous ones are diffusers' classes, so weights go both ways.
 
 - `Architecture`: one row a kind: how it is built, trained, used, recognised in --init, and frozen by half.
 - `Autoencoder`, `Reconstruction`: the module that trains, images in [-1, 1], and what its forward gives.
@@ -24,6 +24,7 @@ from ..errors import UserError, library
 from ..hub import provenance_of, read_config
 from ..codec import Codec, Provenance
 from ..latent import LatentSpec
+from .config import KLConfig, TinyConfig
 from .loading import fill, read_tensors
 from .regularisers import LatentTransform
 
@@ -35,7 +36,7 @@ NO_LAYER = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "la
 class Reconstruction(NamedTuple):
     """What a training forward gives: `images` `(b, 3, h, w)` in about [-1, 1], the posterior's `mean` and
     `logvar` `(b, c, h/f, w/f)` (without a posterior the latent and None), and on request `features`, the input of the
-    decoder's last convolution.
+    decoder's last convolution; a quantizer's named, weighted `losses`.
 
     Fabric copies what a forward returns to fp32 under mixed precision. The features are as large as an image of 128
     channels (kl-f8, 16 of 256²: 0.5 GB, beside the 0.25 GB in bf16 that the backward pass keeps anyway), so they are
@@ -45,13 +46,14 @@ class Reconstruction(NamedTuple):
     mean: Tensor
     logvar: Tensor | None
     features: Tensor | None
+    losses: dict[str, Tensor] | None = None
 
 
 class Autoencoder(nn.Module, ABC):
     """The trained module. `forward` is the whole of it, so that compilation, autocast and DDP see every layer.
 
     Attributes:
-        vae: the diffusers model, whose weights are what is saved.
+        vae: the model, of diffusers or ours, whose weights are what is saved.
         output_gain: images = `output_gain` · last convolution + a constant.
     """
 
@@ -72,6 +74,12 @@ class Autoencoder(nn.Module, ABC):
                 features: bool = False) -> Reconstruction:
         """Images `(b, 3, h, w)` in [-1, 1]; `noise` `(b, c, h/f, w/f)` of the posterior, None for its mean;
         `transform`, what happens to the latent before it is decoded; whether to return the `features`."""
+
+    def schedule(self, progress: float) -> None:
+        """Set what changes along a run by the share of it that is done, 0 … 1. Here: nothing."""
+
+    def before_compile(self) -> None:
+        """Take out what the compiler shall leave alone. Here: nothing."""
 
     def _run(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """`function(*args)`, its activations computed anew in the backward pass where memory is to be saved."""
@@ -113,23 +121,25 @@ class Architecture:
 
     Attributes:
         kind: of its checkpoints, a key of `hub.OPENERS`.
-        diffusers_class: the name of the class that `build_vae` builds.
+        module_class: the name of the class that `build_vae` builds.
         recipe: a recipe that trains it, for messages.
-        config: the frozen dataclass of its configuration.
-        build_vae: (configuration, spec or None) → diffusers model, freshly initialised.
-        config_of: (diffusers model, the recipe's configuration) → its configuration; what is no matter of layers
-            comes from the recipe.
-        module: (diffusers model, checkpointing) → the module that trains.
-        codec: (diffusers model, spec, provenance) → the codec.
-        halves: "encoder" and "decoder" → the diffusers model's parts that each consists of.
+        config: its saved fields → its frozen configuration.
+        build_vae: (configuration, spec or None) → model, freshly initialised.
+        config_of: (model, the recipe's configuration) → its configuration; what is no matter of layers comes from the
+            recipe.
+        spec: configuration → its latent, not yet normalised.
+        module: (model, checkpointing) → the module that trains.
+        codec: (model, spec, provenance) → the codec.
+        halves: "encoder" and "decoder" → the model's parts that each consists of.
     """
 
     kind: str
-    diffusers_class: str
+    module_class: str
     recipe: str
-    config: type
+    config: Callable[..., Any]
     build_vae: Callable[[Any, LatentSpec | None], Any]
     config_of: Callable[[Any, Any], Any]
+    spec: Callable[[Any], LatentSpec]
     module: Callable[[Any, bool], Autoencoder]
     codec: Callable[[Any, LatentSpec, Provenance], TrainedCodec]
     halves: dict[str, tuple[str, ...]]
@@ -151,6 +161,11 @@ def check_same_layers(vae: Any, rebuilt: Any) -> None:
                             "another model to start from.")
 
 
+def continuous_spec(config: KLConfig | TinyConfig) -> LatentSpec:
+    """The latent of an autoencoder without codes, not yet normalised."""
+    return LatentSpec(config.latent_channels, config.downsampling, "gaussian" if config.variational else "point")
+
+
 def open_trained(architecture: Architecture, path: Path, name: str) -> Codec:
     """Open a checkpoint folder of ours.
 
@@ -167,7 +182,7 @@ def open_trained(architecture: Architecture, path: Path, name: str) -> Codec:
     weights = path / "model.safetensors"
     if not weights.exists():
         raise UserError(f"{weights} is missing: the checkpoint is incomplete; take another step-N/ of its run.")
-    getattr(library("diffusers"), architecture.diffusers_class)  # imported here: no module's constants belong on meta
+    library("diffusers").AutoencoderKL  # imported here: no module's constants belong on meta  # noqa: B018
     with torch.device("meta"):
         vae = architecture.build_vae(config, spec)
     fill(vae, read_tensors([weights]), weights)

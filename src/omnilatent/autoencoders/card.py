@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..metrics.catalogue import METRICS
 from .config import AutoencoderTraining
+from .vqgan_config import VQGANConfig
 
 
 def model_card(
@@ -23,10 +24,11 @@ def model_card(
     rows = [f"| {METRICS[key].name} | {value:.{METRICS[key].digits}f} {METRICS[key].unit}".rstrip() + " |"
             for key, value in figures.items()]
     table = "\n".join(rows or ["| not measured yet | |"])
+    kind = f"tokenizer ({model.description})" if isinstance(model, VQGANConfig) else "autoencoder"
     how = "posterior mode, 8 bits" if model.variational else "8 bits"
     return (
         f"---\nlibrary_name: omnilatent\n---\n# {config.recipe}\n\n"
-        f"Image autoencoder, f{model.downsampling}, {model.latent_channels} channels, {parameters:,} parameters; "
+        f"Image {kind}, f{model.downsampling}, {model.latent_channels} channels, {parameters:,} parameters; "
         f"{trained}\n\n"
         f"Measured on {measured}, {how}:\n\n| metric | value |\n| --- | --- |\n{table}\n\n"
         "Licence: not stated. It is yours to state, within what the training images (and the model that it started "

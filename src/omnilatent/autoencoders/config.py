@@ -133,6 +133,8 @@ class LossConfig:
     """Weight of the discriminator's opinion, on top of the adaptive weight. 0: no discriminator."""
     disc_start_step: int = 50_000
     """Step at which the discriminator starts."""
+    disc_ramp: int = 0
+    """Steps from there on over which its opinion grows to its whole weight."""
     disc_width: int = 64
     """Channels of its first layer."""
     disc_layers: int = 3
@@ -148,7 +150,7 @@ class LossConfig:
     the bundled model on photos, 0.1 for the three colours themselves."""
 
     def __post_init__(self) -> None:
-        check_least(self, 0, "l1", "l2", "kl_weight", "perceptual_weight", "adversarial_weight", "disc_start_step",
+        check_least(self, 0, "l1", "l2", "kl_weight", "perceptual_weight", "adversarial_weight", "disc_start_step", "disc_ramp",
                     "scale_equivariance", "rotation_equivariance", "spectrum_weight")
         check_least(self, 1, "disc_width", "disc_layers")
         if not (self.l1 or self.l2 or (self.perceptual != "none" and self.perceptual_weight)):

@@ -18,7 +18,8 @@ from ..errors import UserError, library
 from ..codec import Codec
 from ..latent import DiagonalGaussian, Latent, LatentSpec, Point
 from . import blocks
-from .architecture import Architecture, Autoencoder, Reconstruction, TrainedCodec, check_same_layers, open_trained
+from .architecture import (Architecture, Autoencoder, Reconstruction, TrainedCodec, check_same_layers, continuous_spec,
+                           open_trained)
 from .config import KLConfig
 from .regularisers import LatentTransform, transform_latent
 from .tiled import Halves, TiledCodec, kl_halves
@@ -113,7 +114,7 @@ class KLCodec(TiledCodec, TrainedCodec):
         return model
 
     def _encode(self, images: Tensor) -> Latent:
-        doubled = _two_if_single(images, self.spec.downsampling)
+        doubled = two_if_single(images, self.spec.downsampling)
         return self._latent(blocks.encode(self.module, doubled * 2 - 1)[: len(images)])
 
     def _halves(self) -> Halves:
@@ -126,10 +127,10 @@ class KLCodec(TiledCodec, TrainedCodec):
         return DiagonalGaussian(mean, logvar.clamp(LEAST_LOGVAR, MOST_LOGVAR), self.spec)
 
     def _decode(self, raw: Tensor) -> Tensor:
-        return blocks.decode(self.module, _two_if_single(raw, 1))[: len(raw)] / 2 + 0.5
+        return blocks.decode(self.module, two_if_single(raw, 1))[: len(raw)] / 2 + 0.5
 
 
-def _two_if_single(x: Tensor, side: int) -> Tensor:
+def two_if_single(x: Tensor, side: int) -> Tensor:
     """A lone `(1, c, side, side)` twice, anything else as it is.
 
     Where a model has as many norm groups as channels, torch's group_norm refuses the single value a group of a 1×1
@@ -144,7 +145,7 @@ def open_checkpoint(path: Path, name: str) -> Codec:
 
 
 KL = Architecture(
-    kind="kl", diffusers_class="AutoencoderKL", recipe="kl-f8-small", config=KLConfig, build_vae=build_vae,
-    config_of=config_of, module=KLAutoencoder, codec=KLCodec,
+    kind="kl", module_class="AutoencoderKL", recipe="kl-f8-small", config=KLConfig, build_vae=build_vae,
+    config_of=config_of, spec=continuous_spec, module=KLAutoencoder, codec=KLCodec,
     halves={"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")},
 )

@@ -77,11 +77,13 @@ class Objective:
         self, out: Reconstruction, images: Tensor, variational: bool
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """The weighted terms on the latent of `images` `(b, 3, h, w)`, not the transformed one, each with its own
-        value for the log: KL in nats an image, the spectrum's squared log ratio."""
+        value for the log: KL in nats an image, a quantizer's losses, the spectrum's squared log ratio."""
         if variational:
             spec = LatentSpec(out.mean.shape[1], images.shape[-1] // out.mean.shape[-1])
             kl = DiagonalGaussian(out.mean, out.logvar, spec).kl().mean()
             yield self.config.kl_weight * kl / images[0].numel(), {"kl": kl.detach()}
+        for name, term in (out.losses or {}).items():
+            yield term, {name: term.detach()}
         if self.config.spectrum_weight:
             spectrum = spectrum_loss(out.mean, images).mean()
             yield self.config.spectrum_weight * spectrum, {"spectrum": spectrum.detach()}

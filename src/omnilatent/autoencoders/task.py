@@ -1,4 +1,4 @@
-"""One training step of an image autoencoder: reconstruction, perceptual, latent and adversarial terms together.
+"""One training step of an image autoencoder or tokenizer: reconstruction, perceptual, latent and adversarial terms together.
 
 The generator's step takes the pixels' gradients from objective.py and sends one combined gradient back through the
 model; the discriminator takes its own step after it.
@@ -40,11 +40,14 @@ from .kl import KL
 from .objective import Objective
 from .regularisers import LatentTransform, choose_transform
 from .tiny import TINY
+from .vqgan import TOKENIZER
+from .vqgan_config import MODELS, VQGANConfig
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-ARCHITECTURES: dict[type, Architecture] = {KLConfig: KL, TinyConfig: TINY}
+ARCHITECTURES: dict[type, Architecture] = {KLConfig: KL, TinyConfig: TINY, **dict.fromkeys(MODELS.values(), TOKENIZER)}
+WATCHED = ("psnr", "ssim", "codes_used", "active_ratio", "entropy_bits", "perplexity")  # what validations measure
 MOST_WORKERS = 16  # that decode, where --workers leaves it to us
 NORMALISATION_IMAGES = 32  # crops that the latent's mean and standard deviation are measured on
 
@@ -78,7 +81,7 @@ class AutoencoderTask:
             config = replace(config, model=self.architecture.config_of(vae, config.model))
             self.initial = vae.state_dict()
             if freeze == "encoder":  # the latents stay the source's, so their normalisation does too
-                self.spec = replace(spec, kind="gaussian" if config.model.variational else "point")
+                self.spec = replace(self._raw_spec(config), shift=spec.shift, scale=spec.scale)
         config.check_grid()  # again: the model may be another one by now
         if config.loss.spectrum_weight and freeze == "encoder":
             raise UserError("--spectrum-weight changes the encoder, which --freeze encoder keeps: leave one of them "
@@ -96,18 +99,19 @@ class AutoencoderTask:
         self._picture: Tensor | None = None
 
     def _source(self, init: str, recipe: str) -> tuple[nn.Module, LatentSpec]:
-        """The diffusers model that --init names, and its latent's normalisation."""
+        """The model that --init names, and its latent's normalisation."""
         codec = load(init, dtype=torch.float32)
-        wanted, found = self.architecture.diffusers_class, type(codec.module).__name__
+        wanted, found = self.architecture.module_class, type(codec.module).__name__
         if found != wanted:
-            fitting = [a.recipe for a in ARCHITECTURES.values() if a.diffusers_class == found]
+            fitting = [a.recipe for a in ARCHITECTURES.values() if a.module_class == found]
             remedy = f"train it with the recipe {fitting[0]}" if fitting else "choose another --init"
             raise UserError(f"--init {init} holds a model of the class {found}, but the recipe {recipe} trains an "
                             f"{wanted}: {remedy}.")
         return codec.module, codec.spec
 
     def __str__(self) -> str:
-        return f"{len(self.images.source)} images ({self.images.source.name}), {self._held_out(len(self.validation))}"
+        codes = f"{self.config.model.description}, " if isinstance(self.config.model, VQGANConfig) else ""
+        return f"{codes}{len(self.images.source)} images ({self.images.source.name}), {self._held_out(len(self.validation))}"
 
     def _held_out(self, n: int) -> str:
         """The validation images in words, with the truth about those that are trained on too."""
@@ -128,7 +132,7 @@ class AutoencoderTask:
             model.vae.load_state_dict(self.initial)
         for part in self.architecture.halves[self.freeze] if self.freeze else ():
             if getattr(model.vae, part) is not None:  # some KL models have no quant convolutions
-                getattr(model.vae, part).requires_grad_(False)
+                getattr(model.vae, part).requires_grad_(False).eval()  # eval: a codebook that follows its vectors stays
         fast = config.run.compile and fabric.device.type == "cuda"
         if fast:  # four sizes of latent, with and without features and gradients, are more than torch's 8
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 16)
@@ -137,6 +141,8 @@ class AutoencoderTask:
         learned = [p for p in model.parameters() if p.requires_grad]
         self.bare = model.to(fabric.device)
         self.ema = EMA(self.bare, config.optimizer.ema_decay)
+        if fast:
+            model.before_compile()
         # Shapes are few and known (see regularisers.py); one graph for all of them would be slower.
         compiled = torch.compile(model, dynamic=False) if fast else model
         self.model, self.optimizer = fabric.setup(compiled, self._optimizer(learned))
@@ -173,21 +179,22 @@ class AutoencoderTask:
     def step(self, batch: Batch, position: int) -> Logged:
         for file, reason in batch.skipped:
             self.skipped(file, reason)
-        config, start = self.config, self.config.loss.disc_start_step
-        adversarial = self.adversarial and position >= start
+        config = self.config
+        strength = self._adversarial_strength(position)
         self._set_lr(self.optimizer, position, 0, config.optimizer.lr)
+        self.bare.schedule(position / config.run.steps)
         images = batch.images.to(self.fabric.device, non_blocking=True).float() / 127.5 - 1
         parts = images.chunk(config.run.accumulate)
         positions = batch.positions.split([len(part) for part in parts])
         noises = [self._noise(p.tolist()) if config.model.variational else None for p in positions]
         goals, transform = self._transformed(parts, position)
         inputs = list(zip(parts, noises, goals, strict=True))
-        weight = self._whole_batch_weight(inputs, transform) if adversarial and len(parts) > 1 else None
+        weight = self._whole_batch_weight(inputs, transform) if strength and len(parts) > 1 else None
         logged: dict[str, Tensor] = {}
         fakes = []
         for number, part in enumerate(inputs):
             with self.fabric.no_backward_sync(self.model, enabled=number < len(parts) - 1):
-                numbers, fake = self._generator_part(*part, transform, adversarial, weight, 1 / len(parts))
+                numbers, fake = self._generator_part(*part, transform, strength, weight, 1 / len(parts))
             for name, value in numbers.items():
                 logged[name] = logged.get(name, 0) + value / len(parts)
             fakes.append(fake)
@@ -197,9 +204,14 @@ class AutoencoderTask:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(position)
-        if adversarial:
+        if strength:
             logged["disc_loss"] = self._discriminator_step(goals, fakes, position)
         return logged
+
+    def _adversarial_strength(self, position: int) -> float:
+        """0 before the discriminator starts, then up to 1 along its ramp."""
+        loss, since = self.config.loss, position - self.config.loss.disc_start_step
+        return 0.0 if since < 0 or not self.adversarial else min(1.0, (since + 1) / max(1, loss.disc_ramp))
 
     def _transformed(self, parts: Sequence[Tensor], step: int) -> tuple[Sequence[Tensor], LatentTransform | None]:
         """What this step's reconstructions are compared with, and what happens to their latents: τ of both."""
@@ -216,23 +228,27 @@ class AutoencoderTask:
         """The adversarial weight of a batch in several parts, by a forward pass over all of them beforehand: a
         weight for each part would make the gradients depend on the split."""
         both = []
+        learning = [module for module in self.bare.modules() if module.training]
         for images, noise, goal in inputs:
+            self.bare.eval()  # this pass teaches a codebook nothing
             with torch.no_grad():
                 out = self.model(images, noise, transform, True)
+            for module in learning:
+                module.training = True
             both.append(self.objective.last_layer(out, self.objective.pull(out.images, goal, adversarial=True)))
         return self.objective.weight(torch.stack(both).mean(0))
 
     def _generator_part(
-        self, images: Tensor, noise: Tensor | None, goal: Tensor, transform: LatentTransform | None, adversarial: bool,
+        self, images: Tensor, noise: Tensor | None, goal: Tensor, transform: LatentTransform | None, strength: float,
         weight: Tensor | None, share: float,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Forward and backward of one part of the batch, which is `share` of this process's batch."""
-        out = self.model(images, noise, transform, adversarial and weight is None)
-        pull = self.objective.pull(out.images, goal, adversarial)
+        out = self.model(images, noise, transform, strength > 0 and weight is None)
+        pull = self.objective.pull(out.images, goal, strength > 0)
         numbers, gradient = dict(pull.numbers), pull.reconstruction
-        if adversarial:
+        if pull.adversarial is not None:
             weight = self.objective.weight(self.objective.last_layer(out, pull)) if weight is None else weight
-            gradient = gradient + weight * pull.adversarial
+            gradient = gradient + strength * weight * pull.adversarial
             numbers["adaptive_weight"] = weight
         surrogate = (out.images.float() * gradient).sum()  # its gradient is the combined one
         for term, seen in self.objective.latent_terms(out, images, self.config.model.variational):
@@ -281,15 +297,14 @@ class AutoencoderTask:
     def validate(self) -> dict[str, float]:
         codec = self._codec(self._raw_spec())
         rows = min(8, self.config.run.batch_size)
-        measured, pictures = evaluate(codec, self.validation, batch_size=rows, metrics=("psnr", "ssim"), keep=4,
-                                      health=False, speed=False)
+        measured, pictures = evaluate(codec, self.validation, batch_size=rows, metrics=WATCHED, keep=4, health=False,
+                                      speed=False)
         for file, reason in self.validation.skipped:
             self.skipped(file, reason)
         pairs = [torch.from_numpy(a).permute(2, 0, 1) / 255 for p in pictures for a in (p.original, p.reconstruction)]
         top, bottom = torch.cat(pairs[0::2], 2), torch.cat(pairs[1::2], 2)
         self._picture = torch.cat([top, bottom], 1)
-        return {name: f.value for name, f in measured.figures.items()
-                if name in ("psnr", "ssim") and f.value is not None}
+        return {name: f.value for name, f in measured.figures.items() if f.value is not None}
 
     def samples(self) -> Tensor | None:
         """Held-out images above, their reconstructions by the averaged weights below."""
@@ -321,9 +336,8 @@ class AutoencoderTask:
         provenance = Provenance(name=self.config.recipe, kind=self.architecture.kind)
         return self.architecture.codec(self.ema.average.vae, spec, provenance)
 
-    def _raw_spec(self) -> LatentSpec:
-        model = self.config.model
-        return LatentSpec(model.latent_channels, model.downsampling, "gaussian" if model.variational else "point")
+    def _raw_spec(self, config: AutoencoderTraining | None = None) -> LatentSpec:
+        return self.architecture.spec((config or self.config).model)
 
     @torch.no_grad()
     def _measured_spec(self) -> LatentSpec:
@@ -341,5 +355,5 @@ class AutoencoderTask:
                    f"crops of {self.config.crops.size}².")
         n = len(self.validation) - len(self.validation.skipped)
         measured = self._held_out(n)
-        parameters = sum(p.numel() for p in self.bare.parameters())
+        parameters = self._codec(self._raw_spec()).parameter_count()
         return model_card(self.config, parameters, trained, measured, figures, self.command)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..errors import UserError, library
 from ..codec import Codec
 from ..latent import Latent, LatentSpec, Point
-from .architecture import Architecture, Autoencoder, Reconstruction, TrainedCodec, check_same_layers, open_trained
+from .architecture import (Architecture, Autoencoder, Reconstruction, TrainedCodec, check_same_layers, continuous_spec,
+                           open_trained)
 from .config import TinyConfig
 from .regularisers import LatentTransform, transform_latent
 from .tiled import Halves, TiledCodec, tiny_halves
@@ -116,7 +117,7 @@ def open_checkpoint(path: Path, name: str) -> Codec:
 
 
 TINY = Architecture(
-    kind="tiny", diffusers_class="AutoencoderTiny", recipe="tiny-f8", config=TinyConfig, build_vae=build_vae,
-    config_of=config_of, module=TinyAutoencoder, codec=TinyCodec,
+    kind="tiny", module_class="AutoencoderTiny", recipe="tiny-f8", config=TinyConfig, build_vae=build_vae,
+    config_of=config_of, spec=continuous_spec, module=TinyAutoencoder, codec=TinyCodec,
     halves={"encoder": ("encoder",), "decoder": ("decoder",)},
 )

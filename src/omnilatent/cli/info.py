@@ -19,6 +19,7 @@ from .parse import parse
 
 if TYPE_CHECKING:
     from ..codec import Codec
+    from ..latent import LatentSpec
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def description(codec: Codec) -> str:
         "images": f"{spec.image_channels} channels in [0, 1], any size; 256x256 gives {spec.channels}x"
                   + "x".join(map(str, spec.grid((256, 256)))),
         "bits per pixel": f"{spec.bits_per_pixel():g} ("
-                          + ("latent in 16 bits)" if spec.codebook_size is None else f"{spec.codebook_size} codes)"),
+                          + ("latent in 16 bits)" if spec.codebook_size is None else f"{_books(spec)}{spec.codebook_size} codes)"),
         "normalisation": f"(z - {_numbers(spec.shift)}) * {_numbers(spec.scale)}",
         "parameters": f"{codec.parameter_count():,}",
         "weights": f"sha256 {origin.weights_hash}" if origin.weights_hash != "none" else "none",
@@ -84,6 +85,10 @@ def description(codec: Codec) -> str:
     text = "\n".join(f"{name + ':':<{width}}{value}" for name, value in facts.items())
     card = card_body(origin.card)
     return f"{text}\n\n{card}" if card else text
+
+
+def _books(spec: LatentSpec) -> str:
+    return f"{spec.num_codebooks} codebooks of " if spec.num_codebooks > 1 else ""
 
 
 def card_body(card: str) -> str:

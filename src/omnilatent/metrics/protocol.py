@@ -114,7 +114,7 @@ def evaluate(
         raise UserError(f"{images.source.name} holds no readable image: give other data.")
 
     found = {name: judge.figure(len(keys)) for name, judge in judges.items()}
-    found |= _codebook_figures(books) | _size_figures(codec, len(books))
+    found |= _codebook_figures(books) | _size_figures(codec)
     evaluation = Evaluation(
         label=codec.label, codec=_describe(codec), keys=keys,
         conditions=_conditions(codec, images, keys, batch_size, seed),
@@ -183,17 +183,19 @@ def _codebook_figures(books: list[CodebookUsage]) -> dict[str, Figure]:
     note = f"of {size} codes" if len(books) == 1 else f"mean of {len(books)} books of {size} codes"
     values = {
         "codes_used": [float(book.used) for book in books],
+        "active_ratio": [book.used / book.codebook_size for book in books],
         "entropy_bits": [book.entropy_bits for book in books],
         "perplexity": [book.perplexity for book in books],
     }
     return {name: Figure(sum(counts) / len(counts), n, note) for name, counts in values.items()}
 
 
-def _size_figures(codec: Codec, books: int) -> dict[str, Figure]:
+def _size_figures(codec: Codec) -> dict[str, Figure]:
     return {
-        "bits_per_pixel": Figure(codec.spec.bits_per_pixel() * max(1, books)),
+        "bits_per_pixel": Figure(codec.spec.bits_per_pixel()),
+        "compression": Figure(8 * codec.spec.image_channels / codec.spec.bits_per_pixel()),
         "parameters": Figure(float(codec.parameter_count())),
-        "weights_mb": Figure(sum(p.numel() * p.element_size() for p in codec.module.parameters()) / 1e6,
+        "weights_mb": Figure(codec.parameter_count() * torch.empty((), dtype=codec.dtype).element_size() / 1e6,
                              note=f"counted in {_dtype(codec)}"),
     }
 

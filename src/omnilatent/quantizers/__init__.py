@@ -2,7 +2,7 @@
 
 - codebooks: `LGQ`, `SimVQ`, `VQ`; grids: `FSQ`, `LFQ`, `BSQ`
 - `ProductQuantizer`, `ResidualQuantizer`: several quantizers side by side, or one after the other
-- the contract: `Quantizer`, `Quantized` (base.py); the settings: `QuantizerConfig` (config.py)
+- the contract: `Quantizer`, `Quantized` (base.py); the options of each kind: config.py
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, get_args
 
-from .config import BinaryConfig, FSQConfig, Kind, LGQConfig, QuantizerConfig, SimVQConfig, VQConfig
+from .config import BinaryConfig, FSQConfig, Kind, LGQConfig, SimVQConfig, VQConfig
 
 if TYPE_CHECKING:
     from .base import Quantizer
@@ -31,7 +31,7 @@ _PUBLIC = {
 _KINDS = {"lgq": ("LGQ", LGQConfig), "vq": ("VQ", VQConfig), "simvq": ("SimVQ", SimVQConfig),
           "fsq": ("FSQ", FSQConfig), "lfq": ("LFQ", BinaryConfig), "bsq": ("BSQ", BinaryConfig)}
 
-__all__ = [*_PUBLIC, "QuantizerConfig", "build_quantizer"]
+__all__ = [*_PUBLIC, "build_quantizer"]
 
 
 def build_quantizer(

@@ -56,6 +56,10 @@ class Quantizer(nn.Module, ABC):
     def schedule(self, progress: float) -> None:
         """Set what changes along a run (temperatures) by the share of it that is done, 0 … 1. Here: nothing."""
 
+    def parameter_count(self) -> int:
+        """Numbers that decoding needs: the parameters, and codebooks where these are buffers."""
+        return sum(p.numel() for p in self.parameters())
+
     @property
     def description(self) -> str:
         """What a command prints about the codebook."""

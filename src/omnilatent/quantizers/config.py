@@ -1,13 +1,18 @@
 """The settings of the quantizers. Nothing here imports torch.
 
-- `QuantizerConfig`: which quantizer, how many codes and books, and the options of each kind.
-- `LGQConfig`, `VQConfig`, `SimVQConfig`, `FSQConfig`, `BinaryConfig`: those options.
+- `LGQConfig`, `VQConfig`, `SimVQConfig`, `FSQConfig`, `BinaryConfig` (of LFQ and BSQ): the options of each kind.
+- `levels_for`: FSQ's levels for a wished number of codes.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+import math
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations_with_replacement
+from typing import Literal
+
+import tyro
 
 Kind = Literal["lgq", "simvq", "vq", "fsq", "lfq", "bsq"]
 
@@ -47,7 +52,7 @@ class LGQConfig:
     """Of the moving average of counts: a code that is never chosen is dead after log(dead_below) / log(decay) steps."""
     renew_every: int = 10
     """Training steps between looks for dead codes."""
-    seed: int = 0
+    seed: tyro.conf.Suppress[int] = 0
     """Of draws from the batch."""
 
     def __post_init__(self) -> None:
@@ -73,7 +78,7 @@ class VQConfig:
     """A code is dead when its average count falls below this share of the mean count."""
     renew_every: int = 10
     """Training steps between looks for dead codes."""
-    seed: int = 0
+    seed: tyro.conf.Suppress[int] = 0
     """Of draws from the batch."""
 
     def __post_init__(self) -> None:
@@ -90,7 +95,7 @@ class SimVQConfig:
     """Of the same distance, drawing vectors to their codes."""
     rotation: bool = True
     """The rotation trick, else straight through."""
-    seed: int = 0
+    seed: tyro.conf.Suppress[int] = 0
     """Of the frozen codebook."""
 
 
@@ -116,27 +121,20 @@ class BinaryConfig:
     """Of the soft bits in the entropies."""
 
 
-@dataclass(frozen=True)
-class QuantizerConfig:
-    """Which quantizer a tokenizer has: `build_quantizer(config.kind, dim, **config.arguments())`."""
+@cache
+def levels_for(size: int) -> tuple[int, ...]:
+    """The levels whose product is nearest to `size` from below, so that a code still fits in ceil(log2 size) bits.
 
-    kind: Kind = "lgq"
-    """lgq, simvq, vq: a codebook; fsq, lfq, bsq: a fixed grid."""
-    codebook_size: int | None = None
-    """Codes K of each codebook, 2 or more; 1024 unless the levels of fsq say otherwise. lfq and bsq: a power of two."""
-    num_codebooks: int = 1
-    """Codebooks that share a vector's width (product quantization); the width must divide by it."""
-    depth: int = 1
-    """Residual stages of lgq, simvq or vq, each a codebook for what the last left over; needs num_codebooks 1."""
-    lgq: LGQConfig = field(default_factory=LGQConfig)
-    vq: VQConfig = field(default_factory=VQConfig)
-    simvq: SimVQConfig = field(default_factory=SimVQConfig)
-    fsq: FSQConfig = field(default_factory=FSQConfig)
-    binary: BinaryConfig = field(default_factory=BinaryConfig)
-    """Of lfq and bsq."""
+    Levels lie between 5 and 8 (the paper advises at least 5), between 2 and 8 for fewer than 256 codes; the fewest
+    scalars that reach the product are taken, and the most even. 16,384 gives 8 · 8 · 7 · 6 · 6 = 16,128.
 
-    def arguments(self) -> dict[str, Any]:
-        """Sizes and the options of this kind, as `build_quantizer` takes them."""
-        options = getattr(self, "binary" if self.kind in ("lfq", "bsq") else self.kind)
-        sizes = {"codebook_size": self.codebook_size, "num_codebooks": self.num_codebooks, "depth": self.depth}
-        return sizes | asdict(options)
+    Raises:
+        ValueError: fewer than 2 codes.
+    """
+    if size < 2:
+        raise ValueError(f"a codebook has at least 2 codes; got {size}")
+    choices = range(5 if size >= 256 else 2, 9)
+    counts = range(1, math.ceil(math.log(size, choices[0])) + 1)
+    every = (levels[::-1] for count in counts for levels in combinations_with_replacement(choices, count))
+    return max((levels for levels in every if math.prod(levels) <= size),
+               key=lambda levels: (math.prod(levels), -len(levels), levels[-1]))

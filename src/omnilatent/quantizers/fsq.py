@@ -1,20 +1,15 @@
-"""FSQ: finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505): round a few bounded scalars.
-
-- `FSQ`: the quantizer; `levels_for`: levels for a wished number of codes.
-"""
+"""FSQ: finite scalar quantization (Mentzer et al. 2023, arXiv 2309.15505): round a few bounded scalars."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
-from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor, nn
 
 from .base import Quantizer, project, straight_through
-from .config import FSQConfig
+from .config import FSQConfig, levels_for
 
 _MARGIN = 1e-3  # the bound reaches this much beyond the outermost level, as in the paper's code
 
@@ -25,7 +20,7 @@ class FSQ(Quantizer):
     Args:
         dim: the width of the vectors.
         levels: of each scalar, 2 or more; their product is `codebook_size`.
-        codebook_size: instead of levels, the wished size (see `levels_for`); beside them it must be their product.
+        codebook_size: instead of levels, the wished size (see `config.levels_for`); beside them it must be their product.
         num_codebooks: every book has the same levels.
 
     Where `dim` is not the number of scalars (books × levels) one linear layer leads there and one back, as in
@@ -85,22 +80,3 @@ class FSQ(Quantizer):
         middle = self.middle.float()
         grid = ((indices[..., None] // self.basis) % counts - middle) / middle
         return project(self.project_out, grid.flatten(1))
-
-
-@cache
-def levels_for(size: int) -> tuple[int, ...]:
-    """The levels whose product is nearest to `size` from below, so that a code still fits in ceil(log2 size) bits.
-
-    Levels lie between 5 and 8 (the paper advises at least 5), between 2 and 8 for fewer than 256 codes; the fewest
-    scalars that reach the product are taken, and the most even. 16,384 gives 8 · 8 · 7 · 6 · 6 = 16,128.
-
-    Raises:
-        ValueError: fewer than 2 codes.
-    """
-    if size < 2:
-        raise ValueError(f"a codebook has at least 2 codes; got {size}")
-    choices = range(5 if size >= 256 else 2, 9)
-    counts = range(1, math.ceil(math.log(size, choices[0])) + 1)
-    every = (levels[::-1] for count in counts for levels in combinations_with_replacement(choices, count))
-    return max((levels for levels in every if math.prod(levels) <= size),
-               key=lambda levels: (math.prod(levels), -len(levels), levels[-1]))

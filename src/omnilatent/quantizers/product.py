@@ -22,6 +22,9 @@ class ProductQuantizer(Quantizer):
         super().__init__(sum(part.dim for part in parts), parts[0].codebook_size, len(parts))
         self.parts = nn.ModuleList(parts)
 
+    def parameter_count(self) -> int:
+        return sum(part.parameter_count() for part in self.parts)
+
     def schedule(self, progress: float) -> None:
         for part in self.parts:
             part.schedule(progress)

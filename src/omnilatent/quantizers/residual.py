@@ -26,6 +26,9 @@ class ResidualQuantizer(Quantizer):
         super().__init__(stages[0].dim, stages[0].codebook_size, len(stages))
         self.stages = nn.ModuleList(stages)
 
+    def parameter_count(self) -> int:
+        return sum(stage.parameter_count() for stage in self.stages)
+
     def schedule(self, progress: float) -> None:
         for stage in self.stages:
             stage.schedule(progress)

@@ -33,6 +33,9 @@ class SimVQ(Quantizer):
         self.register_buffer("frozen", frozen)
         self.maps = nn.ModuleList(nn.Linear(self.width, self.width, bias=False) for _ in range(num_codebooks))
 
+    def parameter_count(self) -> int:
+        return self.frozen.numel() + super().parameter_count()
+
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         quantized, indices, commitment, codebook = [], [], 0.0, 0.0
         for part, frozen, linear in zip(rows.split(self.width, 1), self.frozen, self.maps, strict=True):

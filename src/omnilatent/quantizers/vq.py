@@ -43,6 +43,9 @@ class VQ(CodebookQuantizer):
             self.renew(parts.detach())
         return self.join(values), indices, losses
 
+    def parameter_count(self) -> int:
+        return self.codebook.numel()
+
     def start(self, parts: Tensor) -> None:
         super().start(parts)
         if self.steps == 0 and self.renewal.data_init:

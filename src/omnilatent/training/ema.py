@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's parameters."""
+"""An exponential moving average of a model's parameters; buffers, such as codebooks that are averages already, are copied."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class EMA:
         self.decay = decay
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self._pairs = list(zip(self.average.parameters(), model.parameters(), strict=True))
+        self._buffers = list(zip(self.average.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()
     def update(self, position: int) -> None:
@@ -26,6 +27,8 @@ class EMA:
         decay = min(self.decay, (1 + position) / (10 + position))
         averages, current = [a for a, _ in self._pairs], [p.detach() for _, p in self._pairs]
         torch._foreach_lerp_(averages, current, 1 - decay)
+        for kept, buffer in self._buffers:
+            kept.copy_(buffer)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.average.state_dict()
