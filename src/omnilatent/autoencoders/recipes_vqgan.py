@@ -55,11 +55,11 @@ SMALL = {"widths": (32, 64, 96, 128), "layers": 1, "norm_groups": 8}
 
 
 def lgq_small() -> LGQTraining:
-    """Tokenizer for CPUs with learnable geometric quantization: f8, 16,384 codes, L1 + 2·L2, by Muon.
+    """Tokenizer for CPUs with learnable geometric quantization: f8, 8,192 codes, L1 + 2·L2, by Muon.
 
     omnilatent train lgq-small --data photos/
     """
-    return _small(LGQTraining, "lgq-small", LGQModel(**SMALL, codebook_size=16384))
+    return _small(LGQTraining, "lgq-small", LGQModel(**SMALL, codebook_size=8192))
 
 
 def simvq_small() -> SimVQTraining:
@@ -67,7 +67,7 @@ def simvq_small() -> SimVQTraining:
 
     omnilatent train simvq-small --data photos/
     """
-    return _small(SimVQTraining, "simvq-small", SimVQModel(**SMALL, codebook_size=16384))
+    return _small(SimVQTraining, "simvq-small", SimVQModel(**SMALL, codebook_size=8192))
 
 
 def vq_small() -> VQTraining:
@@ -75,15 +75,15 @@ def vq_small() -> VQTraining:
 
     omnilatent train vq-small --data photos/
     """
-    return _small(VQTraining, "vq-small", VQModel(**SMALL, codebook_size=16384))
+    return _small(VQTraining, "vq-small", VQModel(**SMALL, codebook_size=8192))
 
 
 def fsq_small() -> FSQTraining:
-    """lgq-small with FSQ: 8 · 8 · 7 · 6 · 6 = 16,128 codes.
+    """lgq-small with FSQ: 8 · 8 · 5 · 5 · 5 = 8,000 codes.
 
     omnilatent train fsq-small --data photos/
     """
-    return _small(FSQTraining, "fsq-small", FSQModel(**SMALL, codebook_size=16384))
+    return _small(FSQTraining, "fsq-small", FSQModel(**SMALL, codebook_size=8192))
 
 
 def debug_lgq() -> LGQTraining:
@@ -117,5 +117,5 @@ def _small(training: type[Training], recipe: str, model: LGQModel | SimVQModel |
         loss=LossConfig(l1=1.0, l2=2.0, kl_weight=0.0, perceptual="none", adversarial_weight=0.0),
         optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, warmup=200, ema_decay=0.999),
         crops=CropConfig(min_scale=0.8),
-        run=RunConfig(steps=5_200, batch_size=64, save_every=1_000, validate_every=1_000),
+        run=RunConfig(steps=9_000, batch_size=32, save_every=1_000, validate_every=1_000),
     )
