@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_the_identity_is_perfect_and_everything_is_reported() -> None:
     images = FakeImages(list(photos(3, (180, 180))), skipped=2)
     evaluation, pictures = evaluate(Identity(), images, keep=2, batch_size=2)
     missing = {"lpips_vgg", "lpips_alex", "rfid", "fd_dinov2"}
-    codebook = {"codes_used", "entropy_bits", "perplexity"}
+    codebook = {"codes_used", "active_ratio", "entropy_bits", "perplexity"}
     assert list(evaluation.figures) == [name for name in METRICS if name not in codebook]
     for name, figure in evaluation.figures.items():
         assert (figure.value is None) == (name in missing), name
@@ -138,14 +139,20 @@ def test_codebook_figures_come_from_hard_assignments_over_the_whole_set() -> Non
 
 def test_several_books_are_counted_apart() -> None:
     class TwoBooks(Levels):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spec = replace(self.spec, num_codebooks=2)
+
         def _encode(self, images: Tensor) -> Latent:
             codes = super()._encode(images)
             return Codes(torch.stack([codes.indices, torch.zeros_like(codes.indices)], 1), codes.quantized)
 
     flat = [torch.full((3, 8, 8), level) for level in (0.0, 1.0)]
-    figures = measure(TwoBooks(), flat, metrics=["codes_used", "entropy_bits", "bits_per_pixel"]).figures
+    figures = measure(TwoBooks(), flat, metrics=["codes_used", "active_ratio", "entropy_bits", "bits_per_pixel",
+                                                   "compression"]).figures
     assert figures["codes_used"] == Figure(1.5, 16, "mean of 2 books of 4 codes")
     assert figures["entropy_bits"].value == pytest.approx(0.5) and figures["bits_per_pixel"].value == 4 / 16
+    assert figures["active_ratio"].value == 1.5 / 4 and figures["compression"].value == 24 * 16 / 4
 
 
 def test_pictures_are_spread_evenly_and_the_same_for_every_codec() -> None:

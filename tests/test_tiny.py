@@ -335,9 +335,9 @@ def test_init_of_another_architecture_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refusal:
         ready(SMALL, init=path)
     assert str(refusal.value) == (f"--init {path} holds a model of the class AutoencoderKL, but the recipe tiny-f8 "
-                                  "trains an AutoencoderTiny: train it with the recipe kl-f8-small.")
+                                  "trains one of the class AutoencoderTiny: train it with the recipe kl-f8-small.")
     path, _ = source_of("tiny", "diffusers", tmp_path / "other")
-    with pytest.raises(UserError, match="recipe debug trains an AutoencoderKL: train it with the recipe tiny-f8"):
+    with pytest.raises(UserError, match="recipe debug trains one of the class AutoencoderKL: train it with the recipe tiny-f8"):
         ready(SMALL_KL, init=path)
 
 

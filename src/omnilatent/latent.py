@@ -67,7 +67,8 @@ class LatentSpec:
         return bits / self.downsampling**2
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """One codebook is not stated, so that stores from before there were several still agree with their codec."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("num_codebooks", 1)}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> LatentSpec:

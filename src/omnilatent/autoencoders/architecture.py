@@ -75,8 +75,10 @@ class Autoencoder(nn.Module, ABC):
         """Images `(b, 3, h, w)` in [-1, 1]; `noise` `(b, c, h/f, w/f)` of the posterior, None for its mean;
         `transform`, what happens to the latent before it is decoded; whether to return the `features`."""
 
-    def schedule(self, progress: float) -> None:
-        """Set what changes along a run by the share of it that is done, 0 … 1. Here: nothing."""
+    def schedule(self, progress: float) -> dict[str, float]:
+        """Set what changes along a run by the share of it that is done, 0 … 1, and return it by name, for the log. Here:
+        nothing."""
+        return {}
 
     def before_compile(self) -> None:
         """Take out what the compiler shall leave alone. Here: nothing."""

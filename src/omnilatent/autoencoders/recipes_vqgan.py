@@ -51,7 +51,7 @@ def fsq() -> FSQTraining:
     return _full(FSQTraining, "fsq")
 
 
-SMALL = {"widths": (32, 64, 96, 128), "layers": 1, "norm_groups": 8}
+SMALL = {"widths": (32, 64, 96, 128), "layers": 1, "norm_groups": 8, "usual_codes": 8192}
 
 
 def lgq_small() -> LGQTraining:
@@ -59,7 +59,7 @@ def lgq_small() -> LGQTraining:
 
     omnilatent train lgq-small --data photos/
     """
-    return _small(LGQTraining, "lgq-small", LGQModel(**SMALL, codebook_size=8192))
+    return _small(LGQTraining, "lgq-small", LGQModel(**SMALL))
 
 
 def simvq_small() -> SimVQTraining:
@@ -67,7 +67,7 @@ def simvq_small() -> SimVQTraining:
 
     omnilatent train simvq-small --data photos/
     """
-    return _small(SimVQTraining, "simvq-small", SimVQModel(**SMALL, codebook_size=8192))
+    return _small(SimVQTraining, "simvq-small", SimVQModel(**SMALL))
 
 
 def vq_small() -> VQTraining:
@@ -75,7 +75,7 @@ def vq_small() -> VQTraining:
 
     omnilatent train vq-small --data photos/
     """
-    return _small(VQTraining, "vq-small", VQModel(**SMALL, codebook_size=8192))
+    return _small(VQTraining, "vq-small", VQModel(**SMALL))
 
 
 def fsq_small() -> FSQTraining:
@@ -83,7 +83,7 @@ def fsq_small() -> FSQTraining:
 
     omnilatent train fsq-small --data photos/
     """
-    return _small(FSQTraining, "fsq-small", FSQModel(**SMALL, codebook_size=8192))
+    return _small(FSQTraining, "fsq-small", FSQModel(**SMALL))
 
 
 def debug_lgq() -> LGQTraining:

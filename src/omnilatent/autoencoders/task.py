@@ -105,8 +105,8 @@ class AutoencoderTask:
         if found != wanted:
             fitting = [a.recipe for a in ARCHITECTURES.values() if a.module_class == found]
             remedy = f"train it with the recipe {fitting[0]}" if fitting else "choose another --init"
-            raise UserError(f"--init {init} holds a model of the class {found}, but the recipe {recipe} trains an "
-                            f"{wanted}: {remedy}.")
+            raise UserError(f"--init {init} holds a model of the class {found}, but the recipe {recipe} trains "
+                            f"one of the class {wanted}: {remedy}.")
         return codec.module, codec.spec
 
     def __str__(self) -> str:
@@ -182,7 +182,7 @@ class AutoencoderTask:
         config = self.config
         strength = self._adversarial_strength(position)
         self._set_lr(self.optimizer, position, 0, config.optimizer.lr)
-        self.bare.schedule(position / config.run.steps)
+        scheduled = self.bare.schedule(position / config.run.steps)
         images = batch.images.to(self.fabric.device, non_blocking=True).float() / 127.5 - 1
         parts = images.chunk(config.run.accumulate)
         positions = batch.positions.split([len(part) for part in parts])
@@ -206,7 +206,7 @@ class AutoencoderTask:
         self.ema.update(position)
         if strength:
             logged["disc_loss"] = self._discriminator_step(goals, fakes, position)
-        return logged
+        return {**logged, **scheduled}
 
     def _adversarial_strength(self, position: int) -> float:
         """0 before the discriminator starts, then up to 1 along its ramp."""

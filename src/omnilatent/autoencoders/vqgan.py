@@ -81,8 +81,9 @@ class VQGANAutoencoder(Autoencoder):
     def last_layer(self) -> nn.Parameter:
         return self.vae.decoder.conv_out.weight
 
-    def schedule(self, progress: float) -> None:
-        self.vae.quantizer.schedule(progress)
+    def schedule(self, progress: float) -> dict[str, float]:
+        quantizer = self.vae.quantizer
+        return quantizer.schedule(progress) if quantizer.training else {}  # one kept by --freeze stays as it is
 
     def before_compile(self) -> None:
         """The quantizer's own kernels, draws and clock are no graph: the halves around it are compiled."""
@@ -139,7 +140,7 @@ class VQGANCodec(TiledCodec, TrainedCodec):
         return kl_halves(self.module)
 
     def _latent(self, moments: Tensor) -> Latent:
-        result = self.module.quantizer(moments)
+        result = self.module.quantizer(moments.float())  # in bf16 the vectors would not be those that `lookup` gives
         return Codes(result.indices, self.spec.normalise(result.quantized))
 
     def _decode(self, raw: Tensor) -> Tensor:

@@ -42,11 +42,14 @@ class VQGANConfig:
     norm_groups: int = 32
     """Groups of every GroupNorm."""
     codebook_size: Annotated[int | None, arg(name="codes")] = None
-    """Codes K of each codebook, 2 to 262144; 1024 unless the levels of fsq say otherwise."""
+    """Codes K of each codebook, 2 to 262144; by default what the recipe has. fsq takes the nearest product below, unless
+    --levels says which."""
     num_codebooks: Annotated[int, arg(name="codebooks")] = 1
     """Codebooks that share a vector's width (product quantization), 1 to 16."""
     depth: Annotated[int, arg(name="residual-stages")] = 1
     """Residual stages of lgq, simvq or vq, 1 to 16, each a codebook for what the last left over."""
+    usual_codes: tyro.conf.Suppress[int] = 1024
+    """The codes where nothing is said: apart from `codebook_size`, so that levels replace the one and contradict the other."""
     quantizer: Any = None
 
     def __post_init__(self) -> None:
@@ -81,7 +84,7 @@ class VQGANConfig:
     @property
     def codes(self) -> int:
         """The codes that each codebook really has."""
-        return self.codebook_size or 1024
+        return self.codebook_size or self.usual_codes
 
     @property
     def books(self) -> int:
@@ -101,8 +104,7 @@ class VQGANConfig:
 
     def arguments(self) -> dict[str, Any]:
         """What `build_quantizer` takes beside kind and width."""
-        return {"codebook_size": self.codebook_size, "num_codebooks": self.num_codebooks, "depth": self.depth,
-                **asdict(self.quantizer)}
+        return {"codebook_size": self.codes, "num_codebooks": self.num_codebooks, "depth": self.depth, **asdict(self.quantizer)}
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,12 @@ class FSQModel(VQGANConfig):
         if codes > MOST_CODES:
             raise ValueError(f"--levels {' '.join(map(str, given or ()))} make {codes} codes; the most are {MOST_CODES}")
 
+    def arguments(self) -> dict[str, Any]:
+        return super().arguments() | {"levels": self.levels}
+
     @property
     def levels(self) -> tuple[int, ...]:
-        return self.quantizer.levels or levels_for(self.codebook_size or 1024)
+        return self.quantizer.levels or levels_for(self.codebook_size or self.usual_codes)
 
     @property
     def codes(self) -> int:
@@ -156,7 +161,7 @@ class FSQModel(VQGANConfig):
 
     @property
     def description(self) -> str:
-        wished = self.codebook_size if self.quantizer.levels is None else None
+        wished = super().codes if self.quantizer.levels is None else None
         below = f", the nearest below {wished}" if wished not in (None, self.codes) else ""
         return f"{super().description} ({' × '.join(map(str, self.levels))}{below})"
 

@@ -169,8 +169,8 @@ def _told(store: Path, report: EncodeReport) -> Iterator[str]:
     if report.new:
         of_files, of_pixels = (count / report.stored_bytes for count in (report.file_bytes, report.pixel_bytes))
         files = f"{of_files:.1f} times smaller than the files, " if report.file_bytes else ""
-        yield (f"{report.images_per_second:,.1f} img/s; {report.stored_bytes / 1e6:,.1f} MB written, {files}"
-               f"{of_pixels:.1f} times smaller than their 8-bit pixels")
+        yield (f"{report.images_per_second:,.1f} img/s; {report.stored_bytes / 1e6:,.1f} MB written, {24 / of_pixels:.3f} bits "
+               f"a pixel, {files}{of_pixels:.1f} times smaller than their 8-bit pixels")
         rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in report.rates.items())
         yield f"limited by {report.limit} (img/s of each stage alone: {rates})"
 

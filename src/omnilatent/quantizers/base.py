@@ -53,8 +53,10 @@ class Quantizer(nn.Module, ABC):
     def look_up(self, indices: Tensor) -> Tensor:
         """Codes `(n, books)` → rows `(n, dim)`."""
 
-    def schedule(self, progress: float) -> None:
-        """Set what changes along a run (temperatures) by the share of it that is done, 0 … 1. Here: nothing."""
+    def schedule(self, progress: float) -> dict[str, float]:
+        """Set what changes along a run by the share of it that is done, 0 … 1, and return it by name, for the log. Here:
+        nothing."""
+        return {}
 
     def parameter_count(self) -> int:
         """Numbers that decoding needs: the parameters, and codebooks where these are buffers."""

@@ -63,7 +63,7 @@ class LGQ(CodebookQuantizer):
     def _read_temperature(module: LGQ, _: object) -> None:
         module.tau = float(module.temperature)
 
-    def schedule(self, progress: float) -> None:
+    def schedule(self, progress: float) -> dict[str, float]:
         """τ at a share of the run, which is clipped to 0 … 1."""
         start, end, done = self.config.tau_start, self.config.tau_end, min(1.0, max(0.0, progress))
         if self.config.tau_schedule == "constant":
@@ -72,6 +72,7 @@ class LGQ(CodebookQuantizer):
             done = (1 - math.cos(math.pi * done)) / 2
         self.tau = float(torch.tensor(start + (end - start) * done, dtype=torch.float32))  # as the buffer will hold it
         self.temperature.fill_(self.tau)
+        return {"temperature": self.tau}
 
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         parts = self.split(rows)

@@ -25,9 +25,8 @@ class ProductQuantizer(Quantizer):
     def parameter_count(self) -> int:
         return sum(part.parameter_count() for part in self.parts)
 
-    def schedule(self, progress: float) -> None:
-        for part in self.parts:
-            part.schedule(progress)
+    def schedule(self, progress: float) -> dict[str, float]:
+        return {name: value for part in self.parts for name, value in part.schedule(progress).items()}
 
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         pieces = rows.split([part.dim for part in self.parts], 1)

@@ -29,9 +29,8 @@ class ResidualQuantizer(Quantizer):
     def parameter_count(self) -> int:
         return sum(stage.parameter_count() for stage in self.stages)
 
-    def schedule(self, progress: float) -> None:
-        for stage in self.stages:
-            stage.schedule(progress)
+    def schedule(self, progress: float) -> dict[str, float]:
+        return {name: value for stage in self.stages for name, value in stage.schedule(progress).items()}
 
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         left, total, columns, losses = rows, torch.zeros_like(rows), [], []

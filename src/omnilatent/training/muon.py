@@ -26,7 +26,7 @@ ROUNDS = 5
 class Muon(torch.optim.Optimizer):
     """
     Args:
-        parameters: all of them; those with two or more dimensions, the first two at least `LEAST_SIDE`, get Muon.
+        parameters: all of them; linear layers and convolutions whose two widths are at least `LEAST_SIDE` get Muon.
         lr: for both parts.
         betas: AdamW's momenta.
         weight_decay: decoupled, for both parts.
@@ -92,8 +92,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Whether Muon, and not AdamW, takes it."""
-    return parameter.ndim >= 2 and min(parameter.shape[:2]) >= LEAST_SIDE
+    """Whether Muon, and not AdamW, takes it: not a stack of codebooks, which has three axes and maps nothing to anything."""
+    return parameter.ndim in (2, 4) and min(parameter.shape[:2]) >= LEAST_SIDE
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
