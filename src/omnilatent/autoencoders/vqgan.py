@@ -128,6 +128,11 @@ class VQGANCodec(TiledCodec, TrainedCodec):
         around = super().parameter_count() - sum(p.numel() for p in quantizer.parameters())
         return around + quantizer.parameter_count()
 
+    def compile(self) -> Codec:
+        if self.device.type == "cuda":
+            self._latent = torch.compiler.disable(self._latent)  # the quantizer's own kernels are no graph
+        return super().compile()
+
     def to_diffusers(self) -> nn.Module:
         raise UserError(f"{self.label} cannot be exported: diffusers has no class for a tokenizer with the quantizer "
                         f"{self.module.config.kind}.")
