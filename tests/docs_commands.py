@@ -19,9 +19,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 PLACES = {"DATA": "photos/", "RUN": "runs/mine", "NAME": "runs/mine", "STORE": "latents/"}
 # What makes a documented command take seconds. An option that the command has already gets this value instead.
+TRAIN = ("--steps 2 --batch-size 2 --size 32 --workers 0 --validation-images 1 --widths 8 8 8 8 --layers 1 "
+         "--norm-groups 4")
 SHORT = {
-    "train": "--steps 2 --batch-size 2 --size 32 --workers 0 --validation-images 1 --widths 8 8 8 8 --layers 1 "
-             "--norm-groups 4",
+    "train": TRAIN,
+    **dict.fromkeys(("train lgq", "train fsq", "train simvq", "train vq"), f"{TRAIN} --perceptual laplacian"),
     "train gaussian": "--steps 2 --batch-size 2 --workers 0 --data digits",
     "resume": "--steps 3 --workers 0",
     "compare": "--size 32 --limit 2 --no-health --no-speed",

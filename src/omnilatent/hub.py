@@ -184,6 +184,9 @@ def recognise(path: Path) -> str:
         return "diffusers"
     if all((path / f"taef2_{part}.safetensors").exists() for part in ("encoder", "decoder")):
         return "taef2"
+    if (path / "model.safetensors").exists() and not (path / "config.json").exists():
+        raise UserError(f"{path} has weights but no config.json, which says what they are: restore it, or take another "
+                        "checkpoint of its run.")
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLES)
     if pickles:
         raise UserError(f"{path} holds only pickled weights ({pickles[0]}): convert them to .safetensors.")
