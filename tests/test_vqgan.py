@@ -187,6 +187,14 @@ def test_codes_alone_decode_to_the_same_bits(kind: str, dtype: torch.dtype) -> N
     assert torch.equal(codec.decode(again), codec.decode(latent))
 
 
+def test_an_overflow_is_not_hidden_by_the_nearest_code() -> None:
+    codec = codec_of("vq").to(dtype=torch.float16)
+    assert codec.encode(torch.rand(1, 3, 8, 8)).mode().isfinite().all() and codec.dtype == torch.float16
+    codec.module.encoder.conv_in.bias.fill_(torch.inf)
+    with pytest.raises(UserError, match="vq gives infinite values or NaN in float16 and in float32: check its weights"):
+        codec.encode(torch.rand(1, 3, 8, 8))
+
+
 def test_tiles_give_the_codes_of_the_whole_image() -> None:
     codec = codec_of("vq", widths=(8, 8, 8))
     images = torch.rand(1, 3, 100, 70)
@@ -222,7 +230,9 @@ def test_a_spec_of_before_there_were_several_books_is_read_and_written_as_it_was
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_trains_and_is_what_it_was_measured_as(kind: str, here: Path) -> None:
+    drawn = torch.get_rng_state()
     codec = omnilatent.load(kind)
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert isinstance(codec, VQGANCodec) and codec.spec.num_codebooks == (4 if kind == "vq" else 1)
     rows = [json.loads(line) for line in Path(kind, "log.jsonl").read_text().splitlines()]
     learned, validated = rows[0], rows[-1]

@@ -185,7 +185,7 @@ def open_trained(architecture: Architecture, path: Path, name: str) -> Codec:
     if not weights.exists():
         raise UserError(f"{weights} is missing: the checkpoint is incomplete; take another step-N/ of its run.")
     library("diffusers").AutoencoderKL  # imported here: no module's constants belong on meta  # noqa: B018
-    with torch.device("meta"):
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # a quantizer draws its codes whatever the device
         vae = architecture.build_vae(config, spec)
     fill(vae, read_tensors([weights]), weights)
     provenance = provenance_of(path, name, architecture.kind)

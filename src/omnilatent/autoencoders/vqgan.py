@@ -72,7 +72,7 @@ class VQGANAutoencoder(Autoencoder):
     """The tokenizer that trains.
 
     Its quantizer sees the parts of an accumulated batch one after the other: codes that are moving averages, and the
-    counts by which dead codes are known, then move several times a step.
+    counts by which dead codes are known, then move several times a step, and LGQ's usage is that of each part.
     """
 
     vae: VQGAN
@@ -146,7 +146,8 @@ class VQGANCodec(TiledCodec, TrainedCodec):
 
     def _latent(self, moments: Tensor) -> Latent:
         result = self.module.quantizer(moments.float())  # in bf16 the vectors would not be those that `lookup` gives
-        return Codes(result.indices, self.spec.normalise(result.quantized))
+        known = moments.isfinite().all(1, keepdim=True)  # the nearest code to NaN would hide that float16 overflowed
+        return Codes(result.indices, self.spec.normalise(torch.where(known, result.quantized, torch.nan)))
 
     def _decode(self, raw: Tensor) -> Tensor:
         return blocks.decode(self.module, two_if_single(raw, 1))[: len(raw)] / 2 + 0.5
