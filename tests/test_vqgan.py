@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import omnilatent
 from omnilatent import hub
@@ -23,8 +22,8 @@ from omnilatent.autoencoders.task import AutoencoderTask
 from omnilatent.autoencoders.vqgan import VQGANAutoencoder, VQGANCodec, build_vae, latent_spec
 from omnilatent.autoencoders.vqgan_config import MODELS, FSQModel, LGQModel, VQGANTraining
 from omnilatent.cli.main import main
-from omnilatent.cli.train import TrainOptions
 from omnilatent.cli.parse import parse
+from omnilatent.cli.train import TrainOptions
 from omnilatent.codec import Provenance
 from omnilatent.data import EvaluationImages, open_images
 from omnilatent.errors import UserError
