@@ -148,7 +148,7 @@ def point(options: Point) -> None:
         images = EvaluationImages(open_images(str(tars / "val.tar")), 256, None)
         measured, _ = evaluate(codec, images, batch_size=20, metrics=FIGURES, health=False, speed=False)
     found = {name: round(figure.value, 5) for name, figure in measured.figures.items() if figure.value is not None}
-    missing = {name: figure.note for name, figure in measured.figures.items() if figure.value is None}
+    missing = {name: figure.note.partition(", ")[0] for name, figure in measured.figures.items() if figure.value is None}
     print("\n" + json.dumps(found | {"seconds": round(seconds, 1), "not measured": missing}))
 
 
