@@ -73,8 +73,8 @@ class GridLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(b, d, sites)` → `(b, k, sites)`."""
-        hidden = torch.tanh(_affine(self.bias, self.weight, x))
-        return torch.baddbmm(_affine(self.out_bias, self.skip, x), self.out.expand(len(x), -1, -1), hidden)
+        hidden = _affine(self.bias, self.weight, x).tanh_()  # in place: a new map costs as much as a pass over it
+        return _affine(self.out_bias, self.skip, x).baddbmm_(self.out.expand(len(x), -1, -1), hidden)
 
 
 def _affine(bias: Tensor, weight: Tensor, x: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class GridStack(nn.Module):
         guess, seen = None, neighbourhood(code, self.reach)
         for layer in self.layers:
             said = layer(self._beside(seen, guess)).unflatten(2, code.shape[-2:])
-            guess = said if guess is None or not self.adds else guess + said
+            guess = said if guess is None or not self.adds else said.add_(guess)
         return guess
 
     def forward(self, code: Tensor) -> Tensor:
@@ -147,4 +147,4 @@ class GridDecoder(nn.Module):
             raise ValueError(f"latents have shape (b, {self.stack.channels}, h, w); got {tuple(latents.shape)}")
         cosines = self.stack(latents)
         pixels = (self.waves.mT @ cosines.flatten(2)).unflatten(2, cosines.shape[-2:])
-        return F.pixel_shuffle(pixels + 0.5, self.cell)
+        return F.pixel_shuffle(pixels.add_(0.5), self.cell)
