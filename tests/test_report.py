@@ -147,11 +147,14 @@ def test_best_cells() -> None:
     assert best["lpips_vgg"] == []
 
 
-def test_what_a_codec_was_not_asked_for_is_said() -> None:
-    a, b = evaluation("a"), evaluation("b", perplexity=100.0)
+@pytest.mark.parametrize(("key", "why"), [
+    ("perplexity", "Only tokenizers have a codebook."), ("active_ratio", "Only tokenizers have a codebook."),
+    ("compression", "Not measured for this codec."), ("unheard_of", "Not measured for this codec.")])
+def test_what_a_codec_was_not_asked_for_is_said(key: str, why: str) -> None:
+    a, b = evaluation("a"), evaluation("b", **{key: 100.0})
     grid = results_grid([a, b])
-    cell = grid.rows[0].cells[[c.key for c in grid.columns].index("perplexity")]
-    assert (cell.text, grid.notes[cell.note - 1]) == (MISSING, "Only tokenizers have a codebook.")
+    cell = grid.rows[0].cells[[c.key for c in grid.columns].index(key)]
+    assert (cell.text, grid.notes[cell.note - 1]) == (MISSING, why)
 
 
 @pytest.mark.parametrize(("key", "value", "text"), [

@@ -1,6 +1,6 @@
 """The frozen configuration of image autoencoders and of their training. Nothing here imports torch.
 
-- `KLConfig`, `TinyConfig`: the architectures.
+- `KLConfig`, `TinyConfig`: the architectures; `ConvConfig`: what KL autoencoders and tokenizers share.
 - `LossConfig`, `CropConfig`: what is minimised, and on which crops.
 - `KLTraining`, `TinyTraining`: a recipe's whole configuration; a class for each architecture, so that a command
   line shows the options of its own model and a saved run comes back with its own model.
@@ -20,8 +20,8 @@ LEAST_SPECTRUM = 8  # latent positions a side that have radial bands to speak of
 
 
 @dataclass(frozen=True)
-class KLConfig:
-    """The architecture of latent diffusion's KL autoencoder (Rombach et al. 2022, arXiv 2112.10752).
+class ConvConfig:
+    """The encoder and decoder of latent diffusion's autoencoders (Rombach et al. 2022, arXiv 2112.10752).
 
     The downsampling is 2^(len(widths) − 1): each level but the last halves the image.
     """
@@ -38,10 +38,6 @@ class KLConfig:
     """Self-attention in the middle block, at the lowest resolution."""
     norm_groups: int = 32
     """Groups of every GroupNorm."""
-    quant_convs: bool = True
-    """1×1 convolutions around the latent."""
-    variational: bool = True
-    """False: a plain autoencoder, the mean is the latent and no noise is drawn."""
 
     def __post_init__(self) -> None:
         _check_latent_channels(self.latent_channels)
@@ -61,6 +57,19 @@ class KLConfig:
     @property
     def downsampling(self) -> int:
         return 2 ** (len(self.widths) - 1)
+
+
+@dataclass(frozen=True)
+class KLConfig(ConvConfig):
+    """The architecture of latent diffusion's KL autoencoder (Rombach et al. 2022, arXiv 2112.10752).
+
+    The downsampling is 2^(len(widths) − 1): each level but the last halves the image.
+    """
+
+    quant_convs: bool = True
+    """1×1 convolutions around the latent."""
+    variational: bool = True
+    """False: a plain autoencoder, the mean is the latent and no noise is drawn."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 - `build_vae`: a `KLConfig` → diffusers' `AutoencoderKL`, so weights go both ways; `config_of` is the inverse.
 - `KLAutoencoder`: the module that trains, images in [-1, 1].
-- `KLCodec`, `open_checkpoint`: the codec for use, images in [0, 1].
+- `KLCodec`, `open_checkpoint`: the codec for use, images in [0, 1]; `ConvCodec`: what it shares with tokenizers.
 - `KL`: all of that as the row that training knows.
 """
 
@@ -97,7 +97,21 @@ class KLAutoencoder(Autoencoder):
         return blocks.decode_features(self.vae, z, self._run)
 
 
-class KLCodec(TiledCodec, TrainedCodec):
+class ConvCodec(TiledCodec, TrainedCodec):
+    """A codec whose module has the KL autoencoder's encoder and decoder; `_latent` says what stands between them."""
+
+    def _encode(self, images: Tensor) -> Latent:
+        doubled = _two_if_single(images, self.spec.downsampling)
+        return self._latent(blocks.encode(self.module, doubled * 2 - 1)[: len(images)])
+
+    def _halves(self) -> Halves:
+        return kl_halves(self.module)
+
+    def _decode(self, raw: Tensor) -> Tensor:
+        return blocks.decode(self.module, _two_if_single(raw, 1))[: len(raw)] / 2 + 0.5
+
+
+class KLCodec(ConvCodec):
     """A KL autoencoder for use. `encode` gives a `DiagonalGaussian`, or a `Point` for a plain autoencoder."""
 
     module: AutoencoderKL
@@ -113,24 +127,14 @@ class KLCodec(TiledCodec, TrainedCodec):
                 last.bias[self.spec.channels :].fill_(LEAST_LOGVAR)
         return model
 
-    def _encode(self, images: Tensor) -> Latent:
-        doubled = two_if_single(images, self.spec.downsampling)
-        return self._latent(blocks.encode(self.module, doubled * 2 - 1)[: len(images)])
-
-    def _halves(self) -> Halves:
-        return kl_halves(self.module)
-
     def _latent(self, moments: Tensor) -> Latent:
         mean, logvar = moments.chunk(2, dim=1)
         if self.spec.kind == "point":
             return Point(self.spec.normalise(mean))
         return DiagonalGaussian(mean, logvar.clamp(LEAST_LOGVAR, MOST_LOGVAR), self.spec)
 
-    def _decode(self, raw: Tensor) -> Tensor:
-        return blocks.decode(self.module, two_if_single(raw, 1))[: len(raw)] / 2 + 0.5
 
-
-def two_if_single(x: Tensor, side: int) -> Tensor:
+def _two_if_single(x: Tensor, side: int) -> Tensor:
     """A lone `(1, c, side, side)` twice, anything else as it is.
 
     Where a model has as many norm groups as channels, torch's group_norm refuses the single value a group of a 1×1

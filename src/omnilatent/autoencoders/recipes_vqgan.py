@@ -58,6 +58,7 @@ def lgq_small() -> LGQTraining:
     """Tokenizer for CPUs with learnable geometric quantization: f8, 8,192 codes, 3.48 M parameters with these,
     L1 + 2·L2, by Muon.
 
+    Not trained to the end by us.
     omnilatent train lgq-small --data photos/
     """
     return _small(LGQTraining, "lgq-small", LGQModel(**SMALL))
@@ -66,6 +67,7 @@ def lgq_small() -> LGQTraining:
 def simvq_small() -> SimVQTraining:
     """lgq-small with SimVQ.
 
+    Not trained to the end by us.
     omnilatent train simvq-small --data photos/
     """
     return _small(SimVQTraining, "simvq-small", SimVQModel(**SMALL))
@@ -74,6 +76,7 @@ def simvq_small() -> SimVQTraining:
 def vq_small() -> VQTraining:
     """lgq-small with VQ.
 
+    Not trained to the end by us.
     omnilatent train vq-small --data photos/
     """
     return _small(VQTraining, "vq-small", VQModel(**SMALL))
@@ -82,6 +85,7 @@ def vq_small() -> VQTraining:
 def fsq_small() -> FSQTraining:
     """lgq-small with FSQ: 8 · 8 · 5 · 5 · 5 = 8,000 codes.
 
+    Not trained to the end by us.
     omnilatent train fsq-small --data photos/
     """
     return _small(FSQTraining, "fsq-small", FSQModel(**SMALL))

@@ -28,6 +28,7 @@ from ..latent import LatentSpec
 from ..losses.adversarial import PatchDiscriminator, hinge_loss
 from ..losses.perceptual import perceptual_loss
 from ..metrics.protocol import evaluate
+from ..quantizers import Quantizer
 from ..training.config import from_json
 from ..training.ema import EMA
 from ..training.muon import Muon
@@ -228,14 +229,15 @@ class AutoencoderTask:
         """The adversarial weight of a batch in several parts, by a forward pass over all of them beforehand: a
         weight for each part would make the gradients depend on the split."""
         both = []
-        learning = [module for module in self.bare.modules() if module.training]
+        learning = [module for module in self.bare.modules() if isinstance(module, Quantizer) and module.training]
+        for quantizer in learning:
+            quantizer.training = False  # this pass teaches a codebook nothing
         for images, noise, goal in inputs:
-            self.bare.eval()  # this pass teaches a codebook nothing
             with torch.no_grad():
                 out = self.model(images, noise, transform, True)
-            for module in learning:
-                module.training = True
             both.append(self.objective.last_layer(out, self.objective.pull(out.images, goal, adversarial=True)))
+        for quantizer in learning:
+            quantizer.training = True
         return self.objective.weight(torch.stack(both).mean(0))
 
     def _generator_part(

@@ -21,11 +21,10 @@ from ..latent import Codes, Latent, LatentSpec
 from ..quantizers import build_quantizer
 from ..training.config import from_json
 from . import blocks
-from .architecture import Architecture, Autoencoder, Reconstruction, TrainedCodec, open_trained
+from .architecture import Architecture, Autoencoder, Reconstruction, open_trained
+from .kl import ConvCodec
 from .kl import build_vae as build_kl
-from .kl import two_if_single
 from .regularisers import LatentTransform, transform_latent
-from .tiled import Halves, TiledCodec, kl_halves
 from .vqgan_config import MODELS, VQGANConfig
 
 
@@ -102,7 +101,7 @@ class VQGANAutoencoder(Autoencoder):
         return result.quantized, result.losses
 
 
-class VQGANCodec(TiledCodec, TrainedCodec):
+class VQGANCodec(ConvCodec):
     """A tokenizer for use."""
 
     module: VQGAN
@@ -137,20 +136,10 @@ class VQGANCodec(TiledCodec, TrainedCodec):
         raise UserError(f"{self.label} cannot be exported: diffusers has no class for a tokenizer with the quantizer "
                         f"{self.module.config.kind}.")
 
-    def _encode(self, images: Tensor) -> Latent:
-        doubled = two_if_single(images, self.spec.downsampling)
-        return self._latent(blocks.encode(self.module, doubled * 2 - 1)[: len(images)])
-
-    def _halves(self) -> Halves:
-        return kl_halves(self.module)
-
     def _latent(self, moments: Tensor) -> Latent:
         result = self.module.quantizer(moments.float())  # in bf16 the vectors would not be those that `lookup` gives
         known = moments.isfinite().all(1, keepdim=True)  # the nearest code to NaN would hide that float16 overflowed
         return Codes(result.indices, self.spec.normalise(torch.where(known, result.quantized, torch.nan)))
-
-    def _decode(self, raw: Tensor) -> Tensor:
-        return blocks.decode(self.module, two_if_single(raw, 1))[: len(raw)] / 2 + 0.5
 
 
 def _saved_config(**fields: Any) -> VQGANConfig:

@@ -8,39 +8,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
 import tyro
 from tyro.conf import arg
 
 from ..quantizers.config import BinaryConfig, FSQConfig, Kind, LGQConfig, SimVQConfig, VQConfig, levels_for
-from .config import AutoencoderTraining, KLConfig, LossConfig
+from .config import AutoencoderTraining, ConvConfig, KLConfig, LossConfig
 
 MOST_CODES, MOST_BOOKS = 2**18, 16
 
 
 @dataclass(frozen=True)
-class VQGANConfig:
+class VQGANConfig(ConvConfig):
     """The convolutional encoder and decoder of the KL autoencoder around a quantizer, as in VQGAN (Esser et al. 2021,
     arXiv 2012.09841).
 
     The downsampling is 2^(len(widths) − 1): each level but the last halves the image.
     """
 
-    kind: tyro.conf.Suppress[Kind]
-    widths: tuple[int, ...] = (128, 256, 512, 512)
-    """Channels of each level."""
-    layers: int = 2
-    """Residual blocks a level in the encoder; the decoder has one more."""
     latent_channels: int = 8
     """Width of the vectors that are quantized, 1 to 64."""
-    attention: tuple[int, ...] = ()
-    """Levels with self-attention, named by their downsampling: 8 is the level at an eighth of the image's side."""
-    mid_attention: bool = True
-    """Self-attention in the middle block, at the lowest resolution."""
-    norm_groups: int = 32
-    """Groups of every GroupNorm."""
+    kind: tyro.conf.Suppress[Kind] = "lgq"
     codebook_size: Annotated[int | None, arg(name="codes")] = None
     """Codes K of each codebook, 2 to 262144; by default what the recipe has. fsq takes the nearest product below, unless
     --levels says which."""
@@ -53,7 +43,7 @@ class VQGANConfig:
     quantizer: Any = None
 
     def __post_init__(self) -> None:
-        self.backbone()  # checks what the architectures share
+        super().__post_init__()
         if not 2 <= (self.codebook_size or 2) <= MOST_CODES:
             raise ValueError(f"--codes is {self.codebook_size}; possible are 2 to {MOST_CODES}")
         for option, value in (("--codebooks", self.num_codebooks), ("--residual-stages", self.depth)):
@@ -71,10 +61,6 @@ class VQGANConfig:
                              f"{self.depth} must be 1")
         if self.kind in ("lfq", "bsq") and self.codes & (self.codes - 1):
             raise ValueError(f"{self.kind} has a power of two of codes; --codes is {self.codes}")
-
-    @property
-    def downsampling(self) -> int:
-        return 2 ** (len(self.widths) - 1)
 
     @property
     def variational(self) -> bool:
@@ -99,8 +85,7 @@ class VQGANConfig:
 
     def backbone(self) -> KLConfig:
         """Encoder and decoder without the quantizer."""
-        return KLConfig(self.widths, self.layers, self.latent_channels, self.attention, self.mid_attention,
-                        self.norm_groups, variational=False)
+        return KLConfig(**{entry.name: getattr(self, entry.name) for entry in fields(ConvConfig)}, variational=False)
 
     def arguments(self) -> dict[str, Any]:
         """What `build_quantizer` takes beside kind and width."""

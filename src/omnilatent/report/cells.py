@@ -18,7 +18,6 @@ from ..metrics.catalogue import METRICS
 from ..metrics.results import Evaluation, Figure
 
 MISSING = "—"
-CODEBOOK = {"codes_used", "entropy_bits", "perplexity"}
 _AE = re.compile(r"ae-f\d+")
 
 
@@ -145,4 +144,5 @@ def _best(column: Column, evaluations: Sequence[Evaluation], nulls: Mapping[str,
 
 
 def _absence(key: str) -> str:
-    return "Only tokenizers have a codebook." if key in CODEBOOK else "Not measured for this codec."
+    needs = METRICS[key].needs if key in METRICS else ""
+    return "Only tokenizers have a codebook." if needs == "a codebook" else "Not measured for this codec."
