@@ -1,6 +1,6 @@
 """LGQ, SimVQ, VQ and FSQ beside KL on one budget: the same encoder and decoder, crops, batches, steps, rates, discriminator.
 
-    python benchmarks/compare_tokenizers.py learn [--each 3] [--until 540]    every point that is not in the JSON yet, on all GPUs
+    python benchmarks/compare_tokenizers.py learn [--each 3] [--gpus 0 1]     every point that is not in the JSON yet
     python benchmarks/compare_tokenizers.py table                             mean ± spread over the seeds
 
 A point is one `omnilatent train` of a small recipe with the options of `SAME`, in a process of its own, measured on the val
@@ -50,6 +50,8 @@ class Learn:
     data: Path = ROOT.parent / "shared" / "data"
     each: int = 3
     """processes a GPU"""
+    gpus: tuple[int, ...] = ()
+    """numbers of the GPUs; by default all"""
     until: float = 1e9
     """seconds after which no point is begun"""
     steps: int = STEPS
@@ -96,8 +98,7 @@ def learn(options: Learn) -> None:
     start, lock, record = time.monotonic(), Lock(), read(options.out)
     record |= {"steps": options.steps, "same": SAME, "data": "imagenet-1k-sample: train.tar, val.tar at 256²",
                "torch": torch.__version__, "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
-    gpus = max(1, torch.cuda.device_count())
-    free = [gpu for gpu in range(gpus) for _ in range(options.each)]
+    free = list(options.gpus or range(max(1, torch.cuda.device_count()))) * options.each
 
     def run(name: str) -> None:
         if time.monotonic() - start > options.until:
