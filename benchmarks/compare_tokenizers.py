@@ -39,8 +39,8 @@ SAME = ("--size 128 --batch-size 64 --optimizer muon --lr 2e-3 --warmup 200 --l1
         "--perceptual-weight 1 --adversarial-weight 0.25 --disc-lr 2e-4 --no-compile")
 FIGURES = ("psnr", "ssim", "spectrum_high", "lpips_vgg", "rfid", "active_ratio", "codes_used", "perplexity", "entropy_bits",
            "bits_per_pixel", "compression", "parameters")
-SHOWN = ("psnr", "ssim", "spectrum_high", "active_ratio", "perplexity", "entropy_bits", "bits_per_pixel", "compression",
-         "parameters")
+SHOWN = ("psnr", "ssim", "lpips_vgg", "rfid", "spectrum_high", "active_ratio", "perplexity", "entropy_bits", "bits_per_pixel",
+         "compression", "parameters")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Table:
 
 
 def main(options: Learn | Point | Table) -> None:
-    {Learn: learn, Point: point, Table: lambda given: print(tables(read(given.out)))}[type(options)](options)
+    {Learn: learn, Point: point, Table: lambda given: print(tables(read(given.out)), end="")}[type(options)](options)
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -160,13 +160,13 @@ def tables(record: dict[str, Any]) -> str:
         rows.setdefault(name.rpartition("/")[0], []).append(figures)
     shown = [name for name in SHOWN if any(name in figures for figures in record["points"].values())]
     heads = [METRICS[name].name + (f" [{METRICS[name].unit}]" if METRICS[name].unit else "") for name in shown]
-    lines = ["| " + " | ".join(["tokenizer", "codes", "seeds", *heads]) + " |", "| --- |" + " ---: |" * (len(heads) + 2)]
+    lines = ["| " + " | ".join(["", "codes asked for", "seeds", *heads]) + " |", "| --- |" + " ---: |" * (len(heads) + 2)]
     for name, seeds in sorted(rows.items(), key=lambda row: (row[0].split("/")[0] == "f4", int(row[0].split("/")[2]), row[0])):
         level, kind, size = name.split("/")
         cells = [cell([figures[key] for figures in seeds if key in figures], key) for key in shown]
         codes = f"{int(size):,}" if size != "0" else "–"
-        lines.append("| " + " | ".join([f"{kind}, {level}", codes, str(len(seeds)), *cells]) + " |")
-    return "\n".join(lines)
+        lines.append("| " + " | ".join([f"{kind.upper() if kind != 'simvq' else 'SimVQ'}, {level}", codes, str(len(seeds)), *cells]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def cell(values: list[float], key: str) -> str:

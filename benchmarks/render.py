@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import compare_tokenizers
 import tables
 from omnilatent.errors import UserError
 from omnilatent.hub import read_json
@@ -97,6 +98,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "stages": lambda: tables.stages("bench_kl_f8"),
         "two-gpus": lambda: tables.two_gpus("store_two_gpus"),
         "tiles": lambda: tables.tiles("tiles"),
+        "quantizers": lambda: tables.quantizers("quantizer_speed"),
     },
     "docs/organic.md": {
         "speed": lambda: tables.organic_speed(tables.results("organic_speed")),
@@ -109,7 +111,11 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "hidden": lambda: tables.organic_hidden(tables.results("organic_hidden")),
         "downstream": lambda: tables.organic_downstream(tables.results("organic_downstream")),
     },
-    "docs/experiments.md": {"trials": tables.trials, "latents": tables.latents},
+    "docs/experiments.md": {
+        "tokenizers": lambda: compare_tokenizers.tables(tables.results("tokenizers")),
+        "trials": tables.trials,
+        "latents": tables.latents,
+    },
 }
 
 

@@ -2,7 +2,7 @@
 them into the pages.
 
 - `speed`: `omnilatent bench`; `stages`: its way from files to a store. `cpu_speed`: benchmarks/cpu_speed.py.
-- `tiles`: benchmarks/tiles.py. `two_gpus`: benchmarks/store_rate.py.
+- `quantizers`: benchmarks/quantizer_speed.py. `tiles`: benchmarks/tiles.py. `two_gpus`: benchmarks/store_rate.py.
 - `organic_speed`: benchmarks/organic_speed.py. `organic_downstream`: benchmarks/organic_downstream.py.
 - `trials`: benchmarks/trials.py, everything tried; `latents`: what regularisers did to the latent space.
 """
@@ -96,6 +96,17 @@ def tiles(name: str) -> str:
     return (f"{conditions['device']}, torch {conditions['torch']}, tiles of {conditions['tile']} pixels, "
             f"{record['date']}. {record['note']}\n\n`{record['command']}`\n\n" + table(heads, rows, 5)
             + "".join(f"\nNo figure for {line}.\n" for line in failed))
+
+
+def quantizers(name: str) -> str:
+    record = results(name)
+    rows = [[row["quantizer"], row["from"], f"{row['codes']:,}", number(row["ms"], 2), number(row["peak_gib"], 3)]
+            for row in record["rows"]]
+    versions = ", ".join(f"{library} {version}" for library, version in record["versions"].items())
+    return (f"{record['device']}, {versions}, {record['options']['vectors']:,} vectors of {record['options']['dim']} numbers, forward "
+            f"and backward, median of {record['options']['calls']} calls. Largest relative difference from float64: "
+            f"{max(record['parity'].values()):.1e}.\n\n`python benchmarks/quantizer_speed.py`\n\n"
+            + table(["quantizer", "from", "codes", "ms", "peak GiB"], rows, 2))
 
 
 def organic_speed(runs: dict[str, Any]) -> str:

@@ -124,7 +124,7 @@ class Architecture:
     Attributes:
         kind: of its checkpoints, a key of `hub.OPENERS`.
         module_class: the name of the class that `build_vae` builds.
-        recipe: a recipe that trains it, for messages.
+        recipe: model → the name of a recipe that trains such a one, for messages.
         config: its saved fields → its frozen configuration.
         build_vae: (configuration, spec or None) → model, freshly initialised.
         config_of: (model, the recipe's configuration) → its configuration; what is no matter of layers comes from the
@@ -137,7 +137,7 @@ class Architecture:
 
     kind: str
     module_class: str
-    recipe: str
+    recipe: Callable[[nn.Module], str]
     config: Callable[..., Any]
     build_vae: Callable[[Any, LatentSpec | None], Any]
     config_of: Callable[[Any, Any], Any]

@@ -149,7 +149,7 @@ def open_checkpoint(path: Path, name: str) -> Codec:
 
 
 KL = Architecture(
-    kind="kl", module_class="AutoencoderKL", recipe="kl-f8-small", config=KLConfig, build_vae=build_vae,
+    kind="kl", module_class="AutoencoderKL", recipe=lambda _: "kl-f8-small", config=KLConfig, build_vae=build_vae,
     config_of=config_of, spec=continuous_spec, module=KLAutoencoder, codec=KLCodec,
     halves={"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")},
 )

@@ -55,9 +55,11 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
     """
     class_name = type(module).__name__
     expected = module.state_dict()
-    for key in expected:
-        if key.endswith("num_batches_tracked"):  # a counter for training that some files leave out
+    for key in expected:  # counters for training, which files for use leave out
+        if key.endswith("num_batches_tracked"):
             tensors.setdefault(key, torch.tensor(0))
+        elif key.endswith("quantizer.counts"):  # all codes in equal use, as before the first step
+            tensors.setdefault(key, torch.ones(expected[key].shape))
     _check_tensors(expected, tensors, class_name, source)
     module.load_state_dict(tensors, strict=True, assign=True)
     types = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}

@@ -104,7 +104,7 @@ class AutoencoderTask:
         codec = load(init, dtype=torch.float32)
         wanted, found = self.architecture.module_class, type(codec.module).__name__
         if found != wanted:
-            fitting = [a.recipe for a in ARCHITECTURES.values() if a.module_class == found]
+            fitting = [a.recipe(codec.module) for a in ARCHITECTURES.values() if a.module_class == found]
             remedy = f"train it with the recipe {fitting[0]}" if fitting else "choose another --init"
             raise UserError(f"--init {init} holds a model of the class {found}, but the recipe {recipe} trains "
                             f"one of the class {wanted}: {remedy}.")

@@ -117,7 +117,7 @@ def open_checkpoint(path: Path, name: str) -> Codec:
 
 
 TINY = Architecture(
-    kind="tiny", module_class="AutoencoderTiny", recipe="tiny-f8", config=TinyConfig, build_vae=build_vae,
+    kind="tiny", module_class="AutoencoderTiny", recipe=lambda _: "tiny-f8", config=TinyConfig, build_vae=build_vae,
     config_of=config_of, spec=continuous_spec, module=TinyAutoencoder, codec=TinyCodec,
     halves={"encoder": ("encoder",), "decoder": ("decoder",)},
 )

@@ -152,7 +152,7 @@ def open_checkpoint(path: Path, name: str) -> Codec:
 
 
 TOKENIZER = Architecture(
-    kind="vqgan", module_class="VQGAN", recipe="lgq-small", config=_saved_config, build_vae=build_vae,
+    kind="vqgan", module_class="VQGAN", recipe=lambda vae: f"{vae.config.kind}-small", config=_saved_config, build_vae=build_vae,
     config_of=config_of, spec=latent_spec, module=VQGANAutoencoder, codec=VQGANCodec,
     halves={"encoder": ("encoder", "quant_conv", "quantizer"), "decoder": ("decoder", "post_quant_conv")},
 )

@@ -16,7 +16,7 @@ from .parse import parse
 if TYPE_CHECKING:
     from ..data import ImageSource
 
-BASE = "kl-f8-small"
+BASE, TOKENIZER = "kl-f8-small", "lgq-small"
 STEPS, BATCH, CROP = 24, 4, 128  # about twenty seconds of training on two cores
 VIEWS, SITES, NEURONS, SWEEPS = 96, 12_000, 48, 6  # pictures, positions, neurons and sweeps of each clone: ten seconds
 CLONES = {"encoder": {"latent": "grid", "part": "encoder", "layers": 2}, "native": {"latent": "native", "channels": 16, "layers": 1}}
@@ -26,7 +26,7 @@ TRAINED_MOST, SHOWN_MOST = 500, 6  # photos of a large folder that the demo look
 @dataclass(frozen=True)
 class Demo:
     """Fine-tune the bundled autoencoder on photos, clone its encoder and learn a tiny autoencoder without gradients, and
-    compare all of them on photos held out."""
+    compare all of them and the bundled tokenizer on photos held out."""
 
     data: str = "photos"
     """your photos: a folder, a .tar or several; by default the embedded ones"""
@@ -50,12 +50,13 @@ def main(argv: list[str]) -> None:
     from .compare import Measuring, measure, show
 
     measuring = Measuring(data=options.data, out=options.out, pictures=SHOWN_MOST, batch_size=2)
-    names = ["pixels", BASE, f"fine-tuned:{tuned}", f"organic encoder:{clones['encoder']}", f"native O-VAE:{clones['native']}"]
+    names = ["pixels", BASE, f"fine-tuned:{tuned}", f"organic encoder:{clones['encoder']}", f"native O-VAE:{clones['native']}",
+             TOKENIZER]
     notes = [f"The decoder of {BASE} was fine-tuned for {options.steps} steps on {len(training)} photos; every figure "
              f"is measured on {len(held_out)} other photos, none of which it was trained on. The organic encoder and the "
              f"native O-VAE were learned on the same {len(training)} photos without gradients: the first stands in for the "
              f"encoder of {BASE}, whose decoder reads its latents; the second has a latent of its own, with four times as "
-             "many channels. With so few photos the figures show that the job runs, not which codec is better."]
+             f"many channels. {TOKENIZER} gives integer codes, which are saved in a fifth of a bit a pixel. With so few photos the figures show that the job runs, not which codec is better."]
     evaluations, page = measure(measuring, names, "demo", argv, source=held_out, notes=notes)
     show(evaluations, [page, page.with_name("report.json"), tuned, *clones.values()], published=False)
 
