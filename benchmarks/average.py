@@ -40,7 +40,8 @@ class Average:
 def main(options: Average) -> None:
     places = [hub.locate(str(run)) for run in (options.first, options.second)]
     first, second = (load_file(place / "model.safetensors") for place in places)
-    mean = {name: torch.lerp(tensor.float(), second[name].float(), options.share) for name, tensor in first.items()}
+    mean = {name: torch.lerp(tensor.float(), second[name].float(), options.share) if tensor.is_floating_point() else second[name]
+            for name, tensor in first.items()}
     saved = hub.read_config(places[1])
     with hub.new_folder(options.out) as folder:
         codec = hub.load(places[1])

@@ -58,8 +58,9 @@ def lgq_small() -> LGQTraining:
     """Tokenizer for CPUs with learnable geometric quantization: f8, 8,192 codes, 3.48 M parameters with these,
     L1 + 2·L2, by Muon.
 
-    26.25 dB, 8,161 codes used (ImageNet sample, val, 256²), 26.36 dB (Kodak, own size) in ten minutes on one H200.
-    omnilatent train lgq-small --data imagenet-1k-sample/train.tar --val imagenet-1k-sample/val.tar
+    Expected on the 100 ImageNet-sample val photos at 256²: 26.25 dB, 8,161 codes used, after ten minutes on one H200 (one seed);
+    bundled after a little more on textures (docs/experiments.md).
+    omnilatent train lgq-small --data photos/
     """
     return _small(LGQTraining, "lgq-small", LGQModel(**SMALL))
 
