@@ -58,8 +58,8 @@ def lgq_small() -> LGQTraining:
     """Tokenizer for CPUs with learnable geometric quantization: f8, 8,192 codes, 3.48 M parameters with these,
     L1 + 2·L2, by Muon.
 
-    Expected on the 100 ImageNet-sample val photos at 256²: 26.25 dB, 8,161 codes used, after ten minutes on one H200 (one seed);
-    bundled after a little more on textures (docs/experiments.md).
+    Expected on the 100 ImageNet-sample val photos at 256²: 26.25 dB, 8,161 codes used, after ten minutes on one H200 (one
+    seed); bundled after a little more on textures (docs/experiments.md).
     omnilatent train lgq-small --data photos/
     """
     return _small(LGQTraining, "lgq-small", LGQModel(**SMALL))
