@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from omnilatent import hub
 from omnilatent.cli.demo import SHOWN_MOST, parts
+from omnilatent.cli.main import main
 from omnilatent.data import EvaluationImages, demo_photos, open_images
+from omnilatent.metrics.pixel import psnr
 from omnilatent.metrics.protocol import evaluate
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -22,7 +24,7 @@ def test_bundled_weights_are_small_half_precision_and_have_a_card(name: str) -> 
     folder = hub.BUNDLED / name
     weights = folder / "model.safetensors"
     assert weights.stat().st_size <= 7e6
-    assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
+    assert {tensor.dtype for tensor in load_file(weights).values() if tensor.is_floating_point()} == {torch.float16}
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "license:" in card and "Licence:" in card
     assert re.search(r"Command: `(omnilatent \w+|python benchmarks/\w+\.py) ", card)  # what made it
@@ -34,16 +36,40 @@ def test_all_bundled_weights_stay_within_twenty_megabytes() -> None:
     assert sum(path.stat().st_size for path in hub.BUNDLED.rglob("*") if path.is_file()) <= 20e6
 
 
-def test_kl_f8_small_reaches_what_its_card_says() -> None:
+@pytest.mark.parametrize(("name", "channels", "reached"), [("kl-f8-small", 4, 27.45), ("lgq-small", 8, 26.60)])
+def test_the_bundled_reach_what_their_cards_say(name: str, channels: int, reached: float) -> None:
     place = DATA / "imagenet-1k-sample" / "val.tar"
     if not place.exists():
         pytest.skip("../shared/data/imagenet-1k-sample is not here")
-    codec = hub.load("kl-f8-small")
-    assert codec.parameter_count() <= 3_500_000 and codec.spec.channels == 4
+    codec = hub.load(name)
+    assert codec.parameter_count() <= 3_500_000 and codec.spec.channels == channels
     images = EvaluationImages(open_images(str(place)), 256, limit=10)
     measured, _ = evaluate(codec, images, batch_size=5, metrics=("psnr",), health=False, speed=False)
     assert measured.figures["psnr"].n == 10
-    assert measured.figures["psnr"].value == pytest.approx(27.45, abs=0.01)  # 27.02 dB over all 100
+    assert measured.figures["psnr"].value == pytest.approx(reached, abs=0.01)  # over all 100: 27.02 and 26.21 dB
+
+
+@pytest.mark.parametrize(("name", "least"), [("kl-f8-small", 32), ("lgq-small", 29)])
+def test_a_picture_of_one_texture_keeps_its_contrast(name: str, least: float) -> None:
+    bricks = next(image for key, image in EvaluationImages(demo_photos(), 256) if "brick" in key)
+    codec = hub.load(name)
+    with torch.no_grad():
+        found = psnr(codec.decode(codec.encode(bricks[None])), bricks[None])
+    assert found.item() > least  # 16.5 and 15.5 dB before the training on textures
+
+
+def test_lgq_small_gives_the_codes_that_decode_to_its_pictures_and_goes_on_learning(tmp_path: Path) -> None:
+    codec, images = hub.load("lgq-small"), torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        codes = codec.encode(images)
+        assert codes.indices.shape == (1, 5, 7) and int(codes.indices.max()) < codec.spec.codebook_size == 8192
+        assert torch.equal(codec.decode(codec.lookup(codes.indices), size=(40, 56)), codec.decode(codes))
+    run = tmp_path / "run"
+    assert main(["train", "lgq-small", "--init", "lgq-small", "--data", "photos", "--out", str(run), "--steps", "1", "--size", "32",
+                 "--batch-size", "2", "--validation-images", "1", "--workers", "0", "--lr", "1e-5", "--tau-start", "0.1"]) == 0
+    before, after = (load_file(place / "model.safetensors") for place in (hub.BUNDLED / "lgq-small", run / "final"))
+    assert "quantizer.counts" not in before and after["quantizer.counts"].min() > 0
+    assert (after["quantizer.codebook"] - before["quantizer.codebook"].float()).abs().max() < 0.01  # not started anew
 
 
 def test_the_demo_measures_on_photos_that_it_did_not_train_on(tmp_path: Path) -> None:
