@@ -65,8 +65,8 @@ def test_lgq_small_gives_the_codes_that_decode_to_its_pictures_and_goes_on_learn
         assert codes.indices.shape == (1, 5, 7) and int(codes.indices.max()) < codec.spec.codebook_size == 8192
         assert torch.equal(codec.decode(codec.lookup(codes.indices), size=(40, 56)), codec.decode(codes))
     run = tmp_path / "run"
-    assert main(["train", "lgq-small", "--init", "lgq-small", "--data", "photos", "--out", str(run), "--steps", "1", "--size", "32",
-                 "--batch-size", "2", "--validation-images", "1", "--workers", "0", "--lr", "1e-5", "--tau-start", "0.1"]) == 0
+    assert main(["train", "lgq-small", "--init", "lgq-small", "--data", "photos", "--out", str(run), "--steps", "1", "--size",
+                 "32", "--batch-size", "2", "--validation-images", "1", "--workers", "0", "--lr", "1e-5"]) == 0
     before, after = (load_file(place / "model.safetensors") for place in (hub.BUNDLED / "lgq-small", run / "final"))
     assert "quantizer.counts" not in before and after["quantizer.counts"].min() > 0
     assert (after["quantizer.codebook"] - before["quantizer.codebook"].float()).abs().max() < 0.01  # not started anew
