@@ -25,6 +25,10 @@ _PUBLIC = {
     "GaussianAutoencoder": "autoencoders.gaussian",
     "GaussianConv2d": "nn.gaussian_conv",
     "OrganicEncoder": "organic.pooled",
+    "OmniLatentModel": "omni.model",
+    "OmniLatentConfig": "omni.config",
+    "LatentNeuralHook": "omni.hooks",
+    "LatentHookConfig": "omni.hooks",
     "UserError": "errors",
 }
 

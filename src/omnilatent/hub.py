@@ -70,7 +70,9 @@ RECIPES = {
     "fsq": "omnilatent.autoencoders.recipes_vqgan:fsq",
     "fsq-small": "omnilatent.autoencoders.recipes_vqgan:fsq_small",
     "debug": "omnilatent.autoencoders.recipes:debug",
+    "omni": "omnilatent.omni.recipes:omni",
     "debug-lgq": "omnilatent.autoencoders.recipes_vqgan:debug_lgq",
+    "debug-omni": "omnilatent.omni.recipes:debug_omni",
 }
 
 WEIGHTLESS = {"pixels": "pixels"}  # name → kind: codecs that have nothing to load
@@ -235,7 +237,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def write_model(
-    folder: Path, kind: str, model: dict[str, Any], spec: LatentSpec, tensors: dict[str, torch.Tensor], card: str,
+    folder: Path, kind: str, model: dict[str, Any], spec: LatentSpec | None, tensors: dict[str, torch.Tensor], card: str,
     **more: Any,
 ) -> None:
     """Write a checkpoint of ours into an existing folder (see `new_folder`).
@@ -243,6 +245,7 @@ def write_model(
     Args:
         kind: a key of `OPENERS`.
         model: the model's configuration, enough to rebuild it.
+        spec: the latent's; None for a model that is no codec.
         tensors: its state_dict.
         card: the README.md: metrics, data, licence, command.
         more: further JSON entries, such as the resolved training configuration.
@@ -252,7 +255,7 @@ def write_model(
 
     versions = {"omnilatent": __version__, "torch": torch.__version__}
     config = {"omnilatent": {"format": FORMAT, "version": __version__}, "kind": kind, "model": model,
-              "spec": spec.to_json(), "versions": versions, **more}
+              "spec": None if spec is None else spec.to_json(), "versions": versions, **more}
     save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")

@@ -31,13 +31,15 @@ class Muon(torch.optim.Optimizer):
         betas: AdamW's momenta.
         weight_decay: decoupled, for both parts.
         momentum: Muon's, Nesterov's way.
+        tables: embeddings among the parameters, which get AdamW: their rows are no directions of one map.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = (0.9, 0.999),
-                 weight_decay: float = 0.0, momentum: float = 0.95, eps: float = 1e-8) -> None:
-        every = list(parameters)
-        matrices = [p for p in every if is_matrix(p)]
-        rest = [p for p in every if not is_matrix(p)]
+                 weight_decay: float = 0.0, momentum: float = 0.95, eps: float = 1e-8,
+                 tables: Iterable[nn.Parameter] = ()) -> None:
+        every, looked_up = list(parameters), {id(p) for p in tables}
+        matrices = [p for p in every if is_matrix(p) and id(p) not in looked_up]
+        rest = [p for p in every if not is_matrix(p) or id(p) in looked_up]
         groups: list[dict[str, Any]] = [{"params": part, "matrices": kind}
                                         for part, kind in ((matrices, True), (rest, False)) if part]
         super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "momentum": momentum,

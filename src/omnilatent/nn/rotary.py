@@ -1,0 +1,37 @@
+"""Rotary positions in three coordinates (Su et al. 2021, arXiv 2104.09864; by axis as in Qwen2-VL, arXiv 2409.12191).
+
+- `Rotary`: coordinates `(t, y, x)` → angles; sequences use one coordinate three times, pictures two, videos three.
+- `rotate`: queries or keys by these angles.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Rotary(nn.Module):
+    """The pairs of a head's channels, dealt to the three axes in turn; nothing here is learned or saved."""
+
+    frequencies: Tensor
+    axes: Tensor
+
+    def __init__(self, head_dim: int, base: float = 100.0) -> None:
+        super().__init__()
+        if head_dim % 2:
+            raise ValueError(f"rotary positions turn pairs of channels; a head has {head_dim}")
+        pairs = head_dim // 2
+        self.register_buffer("frequencies", torch.pi * base ** (-torch.arange(pairs) / pairs), persistent=False)
+        self.register_buffer("axes", torch.arange(pairs) % 3, persistent=False)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions `(n, 3)` → cosines and sines `(n, head_dim / 2)`, float32."""
+        angles = positions.float()[:, self.axes] * self.frequencies
+        return angles.cos(), angles.sin()
+
+
+def rotate(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Heads `(b, h, n, d)` with each pair (i, i + d/2) turned by its angle, in the heads' dtype."""
+    cos, sin = (t.to(heads.dtype) for t in turn)
+    first, second = heads.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)

@@ -1,0 +1,107 @@
+"""One transformer layer that reads a prefix once and extends it: prefix-LM attention without a mask.
+
+- `Keys`: what a layer remembers of the tokens that may be attended to.
+- `Layer`: RMSNorm, attention with rotary positions and normalised queries and keys, SwiGLU.
+- `attend`: scaled dot-product attention over remembered keys and, after them, a causal or a full target.
+
+A prefix attends to itself alone, so its keys do not depend on what is asked of it: it runs through all layers once,
+and any number of targets, or a text token by token, then attend to what was remembered. Two attention calls without
+a mask take the place of one with a dense mask of all tokens; only padding needs one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from .rotary import rotate
+
+
+NEAR = 2.0  # of the head that looks most to its own place when training begins
+
+
+class Keys(NamedTuple):
+    """Keys and values `(b, heads, n, d)`, turned by their positions, and which are no padding, `(b, n)` bool or None: all."""
+
+    k: Tensor
+    v: Tensor
+    valid: Tensor | None = None
+
+    def then(self, k: Tensor, v: Tensor) -> Keys:
+        """These and, after them, others that are all valid."""
+        valid = self.valid
+        if valid is not None:
+            valid = torch.cat((valid, valid.new_ones(len(valid), k.shape[2])), 1)
+        return Keys(torch.cat((self.k, k), 2), torch.cat((self.v, v), 2), valid)
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """Width, heads, and the inner width of SwiGLU (by default 8/3 of the width, rounded up to 64)."""
+
+    dim: int = 768
+    heads: int = 12
+    hidden: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads or self.dim // self.heads % 2:
+            raise ValueError(f"a width of {self.dim} does not split into {self.heads} heads of an even number of channels")
+
+    @property
+    def inner(self) -> int:
+        return self.hidden or -(-self.dim * 8 // 3 // 64) * 64
+
+
+class Layer(nn.Module):
+    """x + attention(norm x), then + SwiGLU(norm x).
+
+    Queries and keys are normalised to unit root mean square (Henry et al. 2020, arXiv 2010.04245) and then multiplied by a
+    learned temperature for each head: without it no pair of tokens can be told from another, and nothing is learned. A learned
+    vector is added to both before they are turned; it begins alike in both, so that the heads begin by looking near a token's own
+    place, some more and some less: a picture can then be copied long before it can be understood.
+    """
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        dim, self.heads = config.dim, config.heads
+        self.norm, self.mlp_norm = nn.RMSNorm(dim, eps=1e-6), nn.RMSNorm(dim, eps=1e-6)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.temperature = nn.Parameter(torch.ones(config.heads))
+        near = torch.linspace(0, NEAR, config.heads)[:, None, None].repeat(1, 1, dim // config.heads)
+        self.near_q, self.near_k = nn.Parameter(near), nn.Parameter(near.clone())
+        self.gate_up, self.down = nn.Linear(dim, 2 * config.inner, bias=False), nn.Linear(config.inner, dim, bias=False)
+
+    def project(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens `(b, n, dim)` → queries, keys, values `(b, heads, n, d)`, the first two normalised and turned."""
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = (nn.functional.rms_norm(t, t.shape[-1:], eps=1e-6) for t in (q, k))
+        q = q * self.temperature[:, None, None].to(q.dtype) + self.near_q.to(q.dtype)
+        k = k + self.near_k.to(k.dtype)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Tokens and what their heads attended to, `(b, heads, n, d)` → the layer's output."""
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
+        return x + self.down(silu(gate) * up)
+
+
+def attend(q: Tensor, keys: Keys, causal: bool = False) -> Tensor:
+    """Queries `(b, heads, m, d)` over all valid keys; `causal`: they are the keys' last m, and none looks beyond itself."""
+    m, n = q.shape[2], keys.k.shape[2]
+    causal = causal and m > 1
+    mask = None
+    if keys.valid is not None:
+        mask = keys.valid[:, None, None]
+        if causal:
+            mask = mask & torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m)
+    elif causal:
+        mask = causal_lower_right(m, n)
+    return scaled_dot_product_attention(q, keys.k, keys.v, attn_mask=mask)

@@ -1,0 +1,140 @@
+"""The transformer that all modalities share: a prefix is read once, any number of targets extend it.
+
+- `Backbone.read`: source tokens through all layers, with the hooks among them; what targets may attend to.
+- `Backbone.extend`: target tokens through all layers, attending to what was read, to what was written before, to themselves.
+- `Memory`: both kinds of keys, a layer at a time.
+
+Hooks take part as tokens of their own (`hooks.py`). What a layer's attention gives with a hook less what it gives without,
+times the hook's gate, is added to what it gives without: a closed gate therefore leaves every bit as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..nn.rotary import Rotary
+from ..nn.transformer import Keys, Layer, LayerConfig, attend
+from .hooks import HookKeys, LatentNeuralHook
+from .tokens import Tokens
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """One layer's keys of the prefix, of each hook there, and of what was written so far."""
+
+    prefix: Keys
+    hooks: tuple[HookKeys, ...] = ()
+    written: Keys | None = None
+
+    def grown(self, k: Tensor, v: Tensor) -> LayerMemory:
+        """With more that was written."""
+        return replace(self, written=Keys(k, v) if self.written is None else self.written.then(k, v))
+
+
+@dataclass(frozen=True)
+class Read:
+    """What reading a prefix gives: its last states `(b, n, dim)`, normalised; the memory of each layer; every hook's last
+    state; and, if asked for, the content and the hooks' states after each layer."""
+
+    x: Tensor
+    valid: Tensor | None
+    memory: list[LayerMemory]
+    hooks: dict[str, Tensor]
+    layers: list[tuple[Tensor, dict[str, Tensor]]] = field(default_factory=list)
+
+
+class Backbone(nn.Module):
+    """`count` layers and a last norm."""
+
+    def __init__(self, config: LayerConfig, count: int, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config) for _ in range(count))
+        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.rotary = Rotary(config.dim // config.heads)
+        self.checkpointing = checkpointing
+        for name, weight in self.named_parameters():  # residual branches begin small, the deeper the network the smaller
+            if weight.ndim == 2:
+                scale = (2 * count) ** -0.5 if name.endswith(("out.weight", "down.weight")) else 1.0
+                nn.init.normal_(weight, std=scale * weight.shape[1] ** -0.5)
+        for layer in self.layers:  # queries begin as keys: what is alike, and at the same place, attends to each other
+            with torch.no_grad():
+                layer.qkv.weight[config.dim : 2 * config.dim] = layer.qkv.weight[: config.dim]
+
+    def read(self, tokens: Tokens, hooks: Sequence[tuple[LatentNeuralHook, Tensor]] = (), keep: bool = False) -> Read:
+        """Read a prefix.
+
+        Args:
+            hooks: each with the state that it begins with, `(b, tokens, dim)`.
+            keep: also return the states after each layer.
+        """
+        x, turn, memory, kept = tokens.x, self.rotary(tokens.positions), [], []
+        states = {hook.name: state for hook, state in hooks}
+        for index, layer in enumerate(self.layers):
+            there = [hook for hook, _ in hooks if index in hook.target_layers]
+            gates = [hook.gate(index) for hook in there]
+            x, keys, changed = self._call(_read_layer, layer, x, turn, tokens.valid, [states[h.name] for h in there], gates)
+            states |= {hook.name: hook.evolve(state) for hook, state in zip(there, changed, strict=True)}
+            memory.append(keys)
+            if keep:
+                kept.append((x, dict(states)))
+        return Read(self.norm(x), tokens.valid, memory, states, kept)
+
+    def extend(
+        self, x: Tensor, positions: Tensor, memory: list[LayerMemory], causal: bool
+    ) -> tuple[Tensor, list[LayerMemory]]:
+        """Target tokens `(b, m, dim)` at `positions` `(m, 3)` → their last states, normalised, and the memory with them."""
+        turn, grown = self.rotary(positions), []
+        for layer, before in zip(self.layers, memory, strict=True):
+            x, after = self._call(_extend_layer, layer, x, turn, before, causal)
+            grown.append(after)
+        return self.norm(x), grown
+
+    def _call(self, function, *arguments):  # noqa: ANN001, ANN002, ANN202
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(function, *arguments, use_reentrant=False)
+        return function(*arguments)
+
+
+def _read_layer(
+    layer: Layer, x: Tensor, turn: tuple[Tensor, Tensor], valid: Tensor | None, states: list[Tensor], gates: list[Tensor]
+) -> tuple[Tensor, LayerMemory, list[Tensor]]:
+    """One layer over a prefix and the hooks that are there."""
+    q, k, v = layer.project(x, turn)
+    prefix = Keys(k, v, valid)
+    projected = [layer.project(state, None) for state in states]
+    hooks = tuple(HookKeys(gate, k, v) for gate, (_, k, v) in zip(gates, projected, strict=True))
+    x = layer.finish(x, attend_gated(q, prefix, hooks))
+    changed = []
+    for i, (state, (q, k, v)) in enumerate(zip(states, projected, strict=True)):
+        others = (*hooks[:i], *hooks[i + 1 :])
+        changed.append(layer.finish(state, attend_gated(q, prefix.then(k, v), others)))
+    return x, LayerMemory(prefix, hooks), changed
+
+
+def _extend_layer(
+    layer: Layer, x: Tensor, turn: tuple[Tensor, Tensor], memory: LayerMemory, causal: bool
+) -> tuple[Tensor, LayerMemory]:
+    """One layer over target tokens."""
+    q, k, v = layer.project(x, turn)
+    memory = memory.grown(k, v)
+    assert memory.written is not None
+    return layer.finish(x, attend_gated(q, memory.prefix, memory.hooks, memory.written, causal)), memory
+
+
+def attend_gated(
+    q: Tensor, keys: Keys, hooks: Sequence[HookKeys], written: Keys | None = None, causal: bool = False
+) -> Tensor:
+    """Attention over `keys` and `written`, plus each hook's gate times the difference that its tokens make."""
+    def over(base: Keys) -> Tensor:
+        return attend(q, base if written is None else base.then(written.k, written.v), causal)
+
+    without = over(keys)
+    attended = without
+    for hook in hooks:
+        attended = attended + hook.gate.to(without.dtype) * (over(keys.then(hook.k, hook.v)) - without)
+    return attended

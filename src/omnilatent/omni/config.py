@@ -1,0 +1,134 @@
+"""The configurations of the any-to-any model and of its training. Nothing here imports torch.
+
+- `OmniModelConfig`: the model. `OmniLatentConfig`: the same with what a `Trainer` needs, for use in Python.
+- `PairConfig`: which modality is turned into which at what part of a run.
+- `OmniTraining`: a recipe's whole configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import tyro
+
+from ..errors import UserError
+from ..training.config import OptimizerConfig, RunConfig, check_least
+
+MODALITIES = ("text", "audio", "image", "video")
+
+
+@dataclass(frozen=True)
+class OmniModelConfig:
+    """Widths, and what each modality looks like. Sizes are defaults, not limits."""
+
+    hidden_dim: int = 768
+    """Width of every token."""
+    num_layers: int = 12
+    """Transformer layers."""
+    num_heads: int = 12
+    """Attention heads."""
+    modalities: tuple[str, ...] = MODALITIES
+    """Rows of the registry that the model knows."""
+    gradient_checkpointing: bool = True
+    """Compute activations again in the backward pass: less memory, more time."""
+    max_tokens: int = 8192
+    """Position budget: tokens of all sources and of one target together."""
+    vocab_size: int = 32_000
+    """Token ids of text, 0 for padding, 1 reserved, 2 for the end."""
+    text_tokens: int = 128
+    """Text that is written at most, unless asked for otherwise."""
+    mel_bands: int = 128
+    """Bands of a mel spectrogram."""
+    mel_patch: int = 4
+    """Its frames a token."""
+    mel_frames: int = 1_000
+    """Frames of sound that is made, unless asked for otherwise."""
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width of pictures that are made, unless asked for otherwise."""
+    image_patch: int = 16
+    """Pixels of a token's side."""
+    video_frames: int = 16
+    """Frames of videos that are made, unless asked for otherwise."""
+    video_size: tuple[int, int] = (112, 112)
+    """Height and width of videos that are made, unless asked for otherwise."""
+    video_patch: tuple[int, int] = (4, 16)
+    """Frames and pixels of a token's sides."""
+    flow_steps: int = 8
+    """Steps of the flow when pictures, sound and videos are made; 0: the regression instead."""
+
+    def __post_init__(self) -> None:
+        if self.hidden_dim % self.num_heads or self.hidden_dim // self.num_heads % 2:
+            raise ValueError(f"hidden_dim {self.hidden_dim} does not split into {self.num_heads} heads of an even number of "
+                             "channels")
+        if self.vocab_size < 4:
+            raise ValueError(f"vocab_size is at least 4 (padding, reserved, end, one token); got {self.vocab_size}")
+        if not self.modalities:
+            raise ValueError("modalities is empty: a model needs one at least")
+
+
+@dataclass(frozen=True)
+class OmniLatentConfig(OmniModelConfig):
+    """The model's configuration with that of its training by `Trainer`."""
+
+    batch_size: int = 4
+    """Examples an optimiser step."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW (betas 0.9, 0.95)."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    max_steps: int = 100_000
+    """Optimiser steps."""
+    mixed_precision: bool = True
+    """bf16 where the GPU has it, else fp16 with a loss scaler."""
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """Which pairs of source and target are learned from."""
+
+    warmup_share: float = 0.0
+    """Share of the run, at its beginning, in which every modality is only turned into itself."""
+    reconstruction_share: float = -1.0
+    """Share of the pairs after that in which a modality is turned into itself; -1: all pairs are as likely."""
+    fused_share: float = 0.2
+    """Share of the examples whose source is several modalities at once."""
+    jobs: int = 4
+    """Pairs a step, each for its part of the batch."""
+    flow_share: float = 0.5
+    """Share of the pictures, sounds and videos that are learned by flow matching; the others by regression."""
+    contrastive_weight: float = 0.0
+    """Weight of InfoNCE between the pooled latents of source and target."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_share", "fused_share", "flow_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name.replace('_', '-')} is a share, 0 to 1; got {getattr(self, name)}")
+        if self.reconstruction_share > 1:
+            raise ValueError(f"--reconstruction-share is a share, or -1; got {self.reconstruction_share}")
+        check_least(self, 1, "jobs")
+        check_least(self, 0, "contrastive_weight")
+
+
+@dataclass(frozen=True)
+class OmniTraining:
+    """What an `omni` recipe trains, and how."""
+
+    USUAL_DATA: ClassVar[str] = "digits"
+
+    recipe: tyro.conf.Suppress[str] = "omni"
+    model: OmniModelConfig = field(default_factory=OmniModelConfig)
+    pairs: PairConfig = field(default_factory=PairConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    validation_examples: int = 64
+    """Held-out examples that a validation looks at."""
+    task: tyro.conf.Suppress[Literal["omnilatent.omni.task:OmniTask"]] = "omnilatent.omni.task:OmniTask"
+
+    def check(self, init: str | None) -> None:
+        """Refuse what cannot be, before anything is opened."""
+        if self.run.batch_size % self.pairs.jobs:
+            raise UserError(f"--batch-size {self.run.batch_size} does not split into --jobs {self.pairs.jobs} equal parts: take a "
+                            f"multiple of {self.pairs.jobs}.")
+        if self.run.accumulate > 1:
+            raise UserError("--accumulate is not for omni recipes: take a smaller --batch-size, or --gradient-checkpointing.")

@@ -1,0 +1,127 @@
+"""What a model learns from: examples with some of the modalities, and their batches.
+
+- `Examples`: the protocol. `DigitExamples`: the digits world. `open_examples`: by DATA.
+- `OmniBatch`, `collate`: one step's examples as tensors by modality. `omni_batches`: the steps, made in worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..data.digit_world import DigitWorld, open_world
+from ..data.mel import MelSpec
+from ..data.workers import made_in_workers
+from ..errors import UserError
+from .tokenizer import Tokenizer, pad
+
+Example = Mapping[str, Tensor | str]
+
+
+class Examples(Protocol):
+    """A data set: `sample` is a pure function of the position, which may lie beyond the length."""
+
+    name: str
+    mel: MelSpec | None
+
+    def __len__(self) -> int: ...
+
+    def sample(self, position: int) -> Example:
+        """Modality → tensor without its batch axis, or a string of text; a `label` may be among them."""
+
+
+@dataclass(frozen=True)
+class DigitExamples:
+    """The digits world, all four modalities."""
+
+    world: DigitWorld
+    mel: MelSpec | None
+
+    @property
+    def name(self) -> str:
+        return self.world.name
+
+    def __len__(self) -> int:
+        return len(self.world)
+
+    def sample(self, position: int) -> Example:
+        s = self.world.sample(position)
+        return {"image": s.image, "audio": s.audio, "video": s.video, "text": s.text}
+
+
+def open_examples(data: str, val: str | None, seed: int) -> tuple[Examples, Examples]:
+    """(training, held out) examples by DATA.
+
+    Raises:
+        UserError: DATA is of no kind that an omni recipe learns from.
+    """
+    from ..data.digit_world import MEL
+
+    training, test = open_world(data, seed)
+    if val is not None:
+        test = open_world(val, seed)[1]
+    return DigitExamples(training, MEL), DigitExamples(test, MEL)
+
+
+@dataclass(frozen=True)
+class OmniBatch:
+    """One step's examples on one rank: modality → tensor; `positions` `(b,)` in the whole run."""
+
+    data: dict[str, Tensor]
+    positions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def part(self, start: int, stop: int) -> OmniBatch:
+        return OmniBatch({name: t[start:stop] for name, t in self.data.items()}, self.positions[start:stop])
+
+    def to(self, device: torch.device) -> OmniBatch:
+        return OmniBatch({name: t.to(device, non_blocking=True) for name, t in self.data.items()}, self.positions)
+
+    def pin_memory(self) -> OmniBatch:
+        return replace(self, data={name: t.pin_memory() for name, t in self.data.items()})
+
+
+def collate(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """Examples with the same modalities → modality → batch; text padded with 0.
+
+    Raises:
+        UserError: the examples do not all have the same modalities, or sizes.
+    """
+    names = set(examples[0])
+    for example in examples:
+        if set(example) != names:
+            raise UserError(f"the examples of a batch have the same modalities; got {sorted(names)} and {sorted(example)}.")
+    return {name: pad([tokenizer.encode(str(e[name])) for e in examples]) if name == "text"
+            else torch.stack([torch.as_tensor(e[name]) for e in examples]) for name in examples[0]}
+
+
+def omni_batches(
+    examples: Examples, tokenizer: Tokenizer, batch_size: int, start: int, stop: int, rank: int = 0, world: int = 1,
+    workers: int = 0,
+) -> Iterator[OmniBatch]:
+    """Batches of the steps [start, stop): step s has the positions s·G … s·G + G − 1 with G = batch_size · world."""
+    for batch in made_in_workers(_Steps(examples, tokenizer, batch_size, rank, world), range(start, stop), workers):
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class _Steps(Dataset[OmniBatch | UserError]):
+    def __init__(self, examples: Examples, tokenizer: Tokenizer, batch_size: int, rank: int, world: int) -> None:
+        self.examples, self.tokenizer, self.batch_size, self.rank, self.world = examples, tokenizer, batch_size, rank, world
+
+    def __getitem__(self, step: int) -> OmniBatch | UserError:
+        first = (step * self.world + self.rank) * self.batch_size
+        positions = range(first, first + self.batch_size)
+        try:
+            data = collate([self.examples.sample(position) for position in positions], self.tokenizer)
+        except UserError as mistake:
+            return mistake
+        return OmniBatch(data, torch.tensor(positions))

@@ -1,0 +1,48 @@
+"""Flow matching with the clean data as what is predicted: few steps from noise to a picture, a sound, a video.
+
+x_t = (1 − t) noise + t x (Lipman et al. 2022, arXiv 2210.02747; Liu et al. 2022, arXiv 2209.03003). The model takes x_t for x̂,
+and the velocity is (x̂ − x_t) / (1 − t): clean patches lie on a manifold, noise does not (Li & He 2025, arXiv 2511.13720).
+
+- `flow`: Euler's steps. `on_the_way`: x_t and t for training. `TimeFeatures`: t as a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class TimeFeatures(nn.Module):
+    """t in 0 … 1 as sines and cosines, then a small perceptron."""
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, waves: int = 64) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 1000.0 ** (torch.arange(waves) / waves), persistent=False)
+        self.layers = nn.Sequential(nn.Linear(2 * waves, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, time: Tensor) -> Tensor:
+        """`(b,)` → `(b, dim)`."""
+        angles = time.float()[:, None] * self.frequencies
+        return self.layers(torch.cat((angles.sin(), angles.cos()), 1))
+
+
+def flow(predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
+    """Euler from t = 0 to 1 in equal steps; `predict(x_t, t)` gives x̂, and the last step ends at it."""
+    x = noise
+    for step in range(steps):
+        clean = predict(x, x.new_full((len(x),), step / steps, dtype=torch.float32)).to(x)
+        x = clean if step == steps - 1 else x + (clean - x) / (steps - step)
+    return x
+
+
+def on_the_way(patches: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Clean patches `(b, n, p)` → x_t and t `(b,)`, which is logit-normal (Esser et al. 2024, arXiv 2403.03206)."""
+    device = generator.device
+    time = torch.randn(len(patches), generator=generator, device=device).sub(0.4).sigmoid().to(patches.device)
+    noise = torch.randn(patches.shape, generator=generator, device=device).to(patches)
+    part = time[:, None, None].to(patches.dtype)
+    return noise.lerp(patches, part), time

@@ -1,0 +1,119 @@
+"""Latent Neural Hooks: learnable tokens in the self-attention of chosen layers of a model that stays as it is.
+
+    hook = LatentNeuralHook("style", num_tokens=8, dim=768, target_layers=[0, 1, 2])
+    model.register_hook(hook)                      # its parameters are now the model's
+    with model.disable_hooks(): ...                # as if it were not there, bit by bit
+    hook.save("style/"); LatentNeuralHook.load("style/")
+
+At each of its layers a hook's tokens attend to the prefix, to themselves and to other hooks, with the layer's own weights,
+and the prefix and every target attend to them. What that adds to attention is multiplied by a learned gate, one a layer,
+which begins nearly closed (σ(−4) ≈ 0.018). Its state goes on from layer to layer.
+
+- `LatentNeuralHook`, `LatentHookConfig`: the hook. `HookKeys`: what others attend to at one layer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import hub
+from ..errors import UserError
+
+
+class HookKeys(NamedTuple):
+    """One hook at one layer: its gate (a scalar in 0 … 1), keys and values `(b, heads, tokens, d)`."""
+
+    gate: Tensor
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class LatentHookConfig:
+    """A hook's shape."""
+
+    name: str
+    num_tokens: int = 8
+    """Learned tokens; vectors that are given at call time come after them."""
+    dim: int = 768
+    """Width, that of the model."""
+    target_layers: tuple[int, ...] = (0,)
+    """Layers that it takes part in, from 0."""
+    gate_bias_init: float = -4.0
+    """Where the gates begin, before the sigmoid."""
+    use_transform: bool = True
+    """Whether a small perceptron changes the state between layers."""
+
+    def __post_init__(self) -> None:
+        if not self.name or "." in self.name or "/" in self.name:
+            raise ValueError(f"a hook's name is a word without dot and slash; got {self.name!r}")
+        if self.num_tokens < 0 or self.dim < 1 or not self.target_layers or min(self.target_layers) < 0:
+            raise ValueError(f"a hook has num_tokens >= 0, dim >= 1 and target_layers from 0 on; got {self.num_tokens}, "
+                             f"{self.dim}, {list(self.target_layers)}")
+
+
+class LatentNeuralHook(nn.Module):
+    """Args: as `LatentHookConfig`."""
+
+    def __init__(self, name: str, num_tokens: int = 8, dim: int = 768, target_layers: Sequence[int] = (0,),
+                 gate_bias_init: float = -4.0, use_transform: bool = True) -> None:
+        super().__init__()
+        self.config = LatentHookConfig(name, num_tokens, dim, tuple(sorted(set(target_layers))), gate_bias_init, use_transform)
+        self.name, self.target_layers = name, self.config.target_layers
+        self.tokens = nn.Parameter(torch.randn(num_tokens, dim) * 0.5)
+        self.gate_bias = nn.Parameter(torch.full((len(self.target_layers),), gate_bias_init))
+        self.transform = nn.Sequential(nn.RMSNorm(dim, eps=1e-6), nn.Linear(dim, dim // 4), nn.SiLU(),
+                                       nn.Linear(dim // 4, dim)) if use_transform else None
+        if self.transform is not None:
+            nn.init.zeros_(self.transform[-1].weight)  # at first the state goes on unchanged
+            nn.init.zeros_(self.transform[-1].bias)
+
+    def begin(self, batch: int, vectors: Tensor | None = None) -> Tensor:
+        """The state before the first layer `(batch, tokens, dim)`: the learned tokens, then the vectors given.
+
+        Raises:
+            ValueError: vectors that are not `(batch, n, dim)`, or neither learned tokens nor vectors.
+        """
+        state = self.tokens.expand(batch, -1, -1)
+        if vectors is None:
+            if not len(self.tokens):
+                raise ValueError(f"the hook {self.name} has no tokens of its own: give it vectors (b, n, {self.config.dim})")
+            return state
+        if vectors.ndim != 3 or vectors.shape[0] != batch or vectors.shape[2] != self.config.dim:
+            raise ValueError(f"the hook {self.name} takes vectors ({batch}, n, {self.config.dim}); got {tuple(vectors.shape)}")
+        return torch.cat((state, vectors.to(state)), 1)
+
+    def gate(self, layer: int) -> Tensor:
+        """Its gate at one of its layers, a scalar in 0 … 1."""
+        return self.gate_bias[self.target_layers.index(layer)].sigmoid()
+
+    def evolve(self, state: Tensor) -> Tensor:
+        """The state between two layers."""
+        return state if self.transform is None else state + self.transform(state)
+
+    def save(self, folder: str | Path) -> None:
+        """The hook alone: `hook.safetensors` and `hook.json`."""
+        from safetensors.torch import save_file
+
+        with hub.new_folder(Path(folder)) as new:
+            save_file({name: t.contiguous() for name, t in self.state_dict().items()}, new / "hook.safetensors")
+            (new / "hook.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> LatentNeuralHook:
+        """The inverse of `save`."""
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        if not (folder / "hook.json").exists():
+            raise UserError(f"{folder} holds no hook: give a folder with hook.json and hook.safetensors.")
+        hook = cls(**hub.read_json(folder / "hook.json"))
+        hook.load_state_dict(load_file(folder / "hook.safetensors"))
+        return hook

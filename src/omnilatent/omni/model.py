@@ -1,0 +1,296 @@
+"""The any-to-any model: any of its modalities in, one or several at once, any out.
+
+    model = OmniLatentModel(OmniLatentConfig())
+    model("image", images, "text")["output"]                     # logits (b, positions, vocabulary)
+    model("text", ids, "image")["output"]                        # pictures (b, 3, 224, 224)
+    model.forward_multimodal({"text": ids, "image": images}, ["audio"])["audio"]["output"]
+    model.generate("image", images, max_len=64)                  # token ids
+
+Pictures and videos are RGB in [0, 1], mel spectrograms are scaled to it (data/mel.py); values outside are accepted.
+
+- `OmniLatentModel`: the model. `Source`: a prefix that was read, for any number of targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.transformer import LayerConfig
+from . import modalities
+from .backbone import Backbone, LayerMemory, Read
+from .config import OmniModelConfig
+from .decoding import greedy_logits, write
+from .flow import TimeFeatures, flow
+from .hooks import LatentNeuralHook
+from .patches import PatchModality, Size
+from .text import TextModality
+from .tokens import PositionFeatures, Tokens
+
+
+@dataclass(frozen=True)
+class Source:
+    """A prefix that was read: its memory, its tokens, and the mean of its last states `(b, dim)`, the latent."""
+
+    read: Read
+    latent: Tensor
+    batch: int
+    tokens: int
+
+    @property
+    def memory(self) -> list[LayerMemory]:
+        return self.read.memory
+
+
+class OmniLatentModel(nn.Module):
+    """Args: `config`."""
+
+    def __init__(self, config: OmniModelConfig = OmniModelConfig()) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.config = config
+        self.modalities = modalities.build(config)
+        self.source_tokens = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.5) for name in config.modalities})
+        self.places = PositionFeatures(dim)
+        self.time = TimeFeatures(dim)
+        self.backbone = Backbone(LayerConfig(dim, config.num_heads), config.num_layers, config.gradient_checkpointing)
+        self.hooks = nn.ModuleDict()
+        self._hooks_on = True
+
+    # -- sources -----------------------------------------------------------------------------------------------
+
+    def part(self, name: str) -> nn.Module:
+        """A modality's encoder and decoder.
+
+        Raises:
+            ValueError: the model has no such modality.
+        """
+        if name not in self.modalities:
+            raise ValueError(f"there is no modality {name!r}; this model has {', '.join(self.modalities)}")
+        return self.modalities[name]
+
+    def read(self, inputs: Mapping[str, Tensor], vectors: Mapping[str, Tensor] | None = None, keep: bool = False) -> Source:
+        """Read one or several modalities of the same examples as one prefix.
+
+        Args:
+            inputs: modality → its batch.
+            vectors: hook → vectors `(b, n, dim)` that it takes along.
+            keep: remember the states of all layers, for `probe`.
+
+        Raises:
+            ValueError: nothing given, an unknown modality, a batch of another form, or more tokens than max_tokens.
+        """
+        if not inputs:
+            raise ValueError(f"there is no input; give one of {', '.join(self.modalities)} at least")
+        for name, data in inputs.items():
+            self.part(name).check(data)
+        batch = {name: len(data) for name, data in inputs.items()}
+        if len(set(batch.values())) > 1:
+            raise ValueError(f"all inputs are of the same examples; got batches of {batch}")
+        tokens = [self._source(name, inputs[name]) for name in self.modalities if name in inputs]
+        prefix = tokens[0]
+        for more in tokens[1:]:
+            prefix = prefix.then(more)
+        self._check_budget(prefix.x.shape[1])
+        hooks = self._active(len(prefix.x), vectors or {})
+        read = self.backbone.read(prefix, hooks, keep)
+        if prefix.valid is None:
+            latent = read.x.mean(1)
+        else:
+            share = prefix.valid[..., None].to(read.x.dtype)
+            latent = (read.x * share).sum(1) / share.sum(1)
+        return Source(read, latent, len(prefix.x), prefix.x.shape[1])
+
+    def _source(self, name: str, data: Tensor) -> Tokens:
+        """A modality's tokens after the one that says which it is."""
+        tokens = self.modalities[name].encode(data)
+        x = tokens.x + self.places(tokens.positions).to(tokens.x.dtype)
+        own = self.source_tokens[name].to(x.dtype).expand(len(x), 1, -1)
+        first = Tokens(own, tokens.positions.new_zeros(1, 3), None)
+        return first.then(Tokens(x, tokens.positions, tokens.valid))
+
+    def _active(self, batch: int, vectors: Mapping[str, Tensor]) -> list[tuple[LatentNeuralHook, Tensor]]:
+        unknown = [name for name in vectors if name not in self.hooks]
+        if unknown:
+            raise ValueError(f"there is no hook {unknown[0]!r} to give vectors to; there are {', '.join(self.hooks) or 'none'}")
+        if not self._hooks_on:
+            return []
+        return [(hook, hook.begin(batch, vectors.get(name))) for name, hook in self.hooks.items()]
+
+    def _check_budget(self, tokens: int) -> None:
+        if tokens > self.config.max_tokens:
+            raise ValueError(f"this takes {tokens} tokens and the model's max_tokens is {self.config.max_tokens}: give smaller "
+                             "or shorter data, or a configuration with more")
+
+    # -- targets -----------------------------------------------------------------------------------------------
+
+    def text_logits(self, source: Source, ids: Tensor) -> Tensor:
+        """Logits `(b, n + 1, vocabulary)` for ids `(b, n)` that are known (teacher forcing)."""
+        part = self._text()
+        part.check(ids)
+        x, _ = self.write_on(source.memory, part.shifted(ids), 0)
+        return part.logits(x)
+
+    def write_on(self, memory: list[LayerMemory], x: Tensor, start: int) -> tuple[Tensor, list[LayerMemory]]:
+        """Text vectors `(b, m, dim)`, the first of them the `start`-th → their last states, and the memory with them."""
+        positions = torch.arange(start, start + x.shape[1], device=x.device)[:, None].expand(-1, 3)
+        return self.backbone.extend(x + self.places(positions).to(x.dtype), positions, memory, causal=True)
+
+    def patches(self, source: Source, target: str, size: Size, noisy: Tensor | None = None, time: Tensor | None = None) -> Tensor:
+        """What the model takes the target's patches for `(b, n, numbers)`, values 2x − 1.
+
+        Args:
+            noisy: patches on their way from noise, at `time` `(b,)` from 0, noise, to 1; without them the regression.
+        """
+        part = self._patched(target)
+        positions = part.positions(size, source.latent.device)
+        self._check_budget(source.tokens + len(positions))
+        x = (part.query + self.places(positions)).to(source.latent.dtype).expand(source.batch, -1, -1)
+        if noisy is not None:
+            assert time is not None
+            x = x + part.noisy(noisy) + self.time(time)[:, None].to(x.dtype)
+        x, _ = self.backbone.extend(x, positions, source.memory, causal=False)
+        return part.head(x)
+
+    def _text(self) -> TextModality:
+        part = self.part("text")
+        assert isinstance(part, TextModality)
+        return part
+
+    def _patched(self, name: str) -> PatchModality:
+        part = self.part(name)
+        if not isinstance(part, PatchModality):
+            raise ValueError(f"{name} is written token by token: use generate")
+        return part
+
+    def answer(self, source: Source, target: str, size: Size | None = None, generator: torch.Generator | None = None,
+               steps: int | None = None) -> Tensor:
+        """A target in full: logits of text, or pictures, sound and videos of `size`.
+
+        Args:
+            generator: of the flow's noise; by default one with the same seed every time.
+            steps: of the flow; by default the configuration's `flow_steps`; 0: the regression.
+        """
+        if target == "text":
+            return greedy_logits(self, source, size[0] if size else max(1, source.tokens - 1))
+        part = self._patched(target)
+        size = tuple(size or part.usual)
+        steps = self.config.flow_steps if steps is None else steps
+        if steps == 0:
+            return part.join(self.patches(source, target, size), size)
+        shape = (source.batch, part.count(size), part.patches.numbers)
+        generator = generator or torch.Generator(source.latent.device).manual_seed(0)
+        noise = torch.randn(shape, generator=generator, device=generator.device).to(source.latent)
+        return part.join(flow(lambda noisy, time: self.patches(source, target, size, noisy, time), noise, steps), size)
+
+    # -- use ---------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, source: str, data: Tensor, target: str, *, size: Size | None = None, vectors: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """One modality to one other, or to itself.
+
+        Returns:
+            `output`: logits `(b, positions, vocabulary)` of the text that is decoded greedily over as many positions as the
+            source has tokens (or `size[0]`), its end not stopping it; or `(b, 3, h, w)`, `(b, bands, frames)`,
+            `(b, 3, t, h, w)` of `size`, by default the source's own where it is the target and else the configuration's.
+            `latent`: `(b, dim)`, the source's.
+        """
+        if size is None and source == target and target != "text":
+            self.part(source).check(data)
+            size = self._patched(source).size_of(data)
+        sizes = {} if size is None else {target: size}
+        return self.forward_multimodal({source: data}, [target], sizes=sizes, vectors=vectors, generator=generator)[target]
+
+    def forward_multimodal(
+        self, inputs: Mapping[str, Tensor], target_modalities: Sequence[str], *, sizes: Mapping[str, Size] | None = None,
+        vectors: Mapping[str, Tensor] | None = None, generator: torch.Generator | None = None,
+    ) -> dict[str, dict[str, Tensor]]:
+        """Several modalities of the same examples, fused into one prefix, to several targets: target → as `forward`."""
+        for target in target_modalities:
+            self.part(target)
+        source = self.read(inputs, vectors)
+        return {target: {"output": self.answer(source, target, (sizes or {}).get(target), generator), "latent": source.latent}
+                for target in target_modalities}
+
+    def reconstruct(self, modality: str, data: Tensor) -> dict[str, Tensor]:
+        """A modality to itself."""
+        return self(modality, data, modality)
+
+    @torch.no_grad()
+    def generate(
+        self, source: str | Mapping[str, Tensor], data: Tensor | None = None, max_len: int | None = None, *,
+        temperature: float = 0.0, top_p: float = 1.0, beams: int = 1, generator: torch.Generator | None = None,
+        vectors: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Text from one modality, or from several as a mapping: ids `(b, ≤ max_len)`, padded with 0 after the end.
+
+        Args:
+            temperature: 0 takes the likeliest token; above, tokens are drawn.
+            top_p: only from the likeliest that together have this probability.
+            beams: above 1, the likeliest text that beam search of this width finds (with temperature 0).
+            generator: of what is drawn; by default one with the same seed every time.
+        """
+        inputs = {source: data} if isinstance(source, str) else dict(source)
+        if any(value is None for value in inputs.values()):
+            raise ValueError(f"generate takes a modality and its data; got no data for {next(iter(inputs))}")
+        read = self.read(inputs, vectors)  # type: ignore[arg-type]
+        return write(self, read, max_len or self.config.text_tokens, temperature, top_p, beams, generator)
+
+    # -- hooks -------------------------------------------------------------------------------------------------
+
+    def register_hook(self, hook: LatentNeuralHook) -> None:  # type: ignore[override]
+        """Take a hook into the model; its parameters are the model's from now on.
+
+        Raises:
+            ValueError: a hook of another width, of layers that the model has not, or of a name that is taken.
+        """
+        if hook.config.dim != self.config.hidden_dim:
+            raise ValueError(f"the hook {hook.name} has dim {hook.config.dim}; the model's hidden_dim is {self.config.hidden_dim}")
+        if max(hook.target_layers) >= self.config.num_layers:
+            raise ValueError(f"the hook {hook.name} targets layer {max(hook.target_layers)}; the model has the layers 0 to "
+                             f"{self.config.num_layers - 1}")
+        if hook.name in self.hooks:
+            raise ValueError(f"there is a hook {hook.name} already; remove it first")
+        self.hooks[hook.name] = hook.to(self.places.linear.weight.device)
+
+    def remove_hook(self, name: str) -> LatentNeuralHook:
+        """Take a hook out again; the model is what it was before."""
+        if name not in self.hooks:
+            raise ValueError(f"there is no hook {name!r}; there are {', '.join(self.hooks) or 'none'}")
+        hook = self.hooks[name]
+        del self.hooks[name]
+        assert isinstance(hook, LatentNeuralHook)
+        return hook
+
+    @contextmanager
+    def disable_hooks(self) -> Iterator[None]:
+        """As if there were no hooks."""
+        before, self._hooks_on = self._hooks_on, False
+        try:
+            yield
+        finally:
+            self._hooks_on = before
+
+    def freeze_base(self) -> None:
+        """Only hooks learn from now on."""
+        self.requires_grad_(False)
+        self.hooks.requires_grad_(True)
+
+    def trainable_parameters(self) -> tuple[int, int]:
+        """(parameters that learn, all parameters)."""
+        counts = [(p.numel() * p.requires_grad, p.numel()) for p in self.parameters()]
+        return sum(c[0] for c in counts), sum(c[1] for c in counts)
+
+    @torch.no_grad()
+    def probe(self, layer: int, source: str, data: Tensor, vectors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """States after a layer: `content` `(b, n, dim)`, and each hook's by its name `(b, tokens, dim)`."""
+        if not 0 <= layer < self.config.num_layers:
+            raise ValueError(f"the model has the layers 0 to {self.config.num_layers - 1}; got {layer}")
+        content, hooks = self.read({source: data}, vectors, keep=True).read.layers[layer]
+        return {"content": content, **hooks}

@@ -1,0 +1,55 @@
+"""Which modalities are turned into which, at each step of a run: a pure function of (seed, step).
+
+- `Job`: sources and target of one part of a batch, and whether the target is learned by flow matching.
+- `jobs_at`: those of a step. `pair_weights`: how likely each pair is at a part of the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..data.keyed import draws, unit
+from .config import PairConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """`sources` → `target`, on a step's `part`-th part of the batch."""
+
+    sources: tuple[str, ...]
+    target: str
+    flowing: bool
+
+
+def pair_weights(config: PairConfig, modalities: tuple[str, ...], progress: float) -> dict[tuple[str, str], float]:
+    """(source, target) → its probability at a share of the run that is done."""
+    same = [(name, name) for name in modalities]
+    cross = [(a, b) for a in modalities for b in modalities if a != b]
+    if progress < config.warmup_share or not cross:
+        return dict.fromkeys(same, 1 / len(same))
+    share = len(same) / (len(same) + len(cross)) if config.reconstruction_share < 0 else config.reconstruction_share
+    return dict.fromkeys(same, share / len(same)) | dict.fromkeys(cross, (1 - share) / len(cross))
+
+
+def jobs_at(config: PairConfig, modalities: tuple[str, ...], seed: int, step: int, steps: int) -> list[Job]:
+    """The jobs of a step, the same on all ranks."""
+    weights = pair_weights(config, modalities, step / steps)
+    jobs = []
+    for number in range(config.jobs):
+        which, fused, flowing, more = draws("pairs", seed, step, number, count=4)
+        source, target = _pick(weights, unit(which))
+        sources = [source]
+        if unit(fused) < config.fused_share and step / steps >= config.warmup_share:
+            others = [name for name in modalities if name != source]
+            sources += [name for bit, name in enumerate(others) if more >> bit & 1]
+        jobs.append(Job(tuple(sources), target, unit(flowing) < config.flow_share and target != "text"))
+    return jobs
+
+
+def _pick(weights: dict[tuple[str, str], float], u: float) -> tuple[str, str]:
+    below = 0.0
+    for pair, weight in weights.items():
+        below += weight
+        if u < below:
+            return pair
+    return next(reversed(weights))

@@ -1,0 +1,38 @@
+"""Named configurations of any-to-any models. Each docstring states metric, hardware, time and command."""
+
+from __future__ import annotations
+
+from ..data.digit_world import FRAMES, MEL, MEL_FRAMES, SIDE
+from ..training.config import OptimizerConfig, RunConfig
+from .config import OmniModelConfig, OmniTraining, PairConfig
+
+WORLD = {"mel_bands": MEL.bands, "mel_frames": MEL_FRAMES, "image_size": (SIDE, SIDE), "image_patch": 4, "video_frames": FRAMES,
+         "video_size": (SIDE, SIDE), "video_patch": (2, 8), "text_tokens": 8, "vocab_size": 259}
+
+
+def omni() -> OmniTraining:
+    """Any-to-any model of the digits world, 6 layers of 256, by Muon.
+
+    Not trained to the end by us.
+    omnilatent train omni --data DATA (a folder with mnist/ and fsdd/)
+    """
+    return OmniTraining(
+        model=OmniModelConfig(hidden_dim=256, num_layers=6, num_heads=8, gradient_checkpointing=False, **WORLD),
+        optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup=200),
+        run=RunConfig(steps=12_000, batch_size=256, save_every=1_000, validate_every=1_000),
+    )
+
+
+def debug_omni() -> OmniTraining:
+    """The same at toy size, seconds on a CPU.
+
+    omnilatent train debug-omni
+    """
+    return OmniTraining(
+        recipe="debug-omni",
+        model=OmniModelConfig(hidden_dim=32, num_layers=2, num_heads=2, gradient_checkpointing=False, **WORLD),
+        pairs=PairConfig(warmup_share=0.2, contrastive_weight=0.1),
+        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), warmup=2),
+        run=RunConfig(steps=12, batch_size=8, save_every=4, validate_every=6, log_every=2, workers=0),
+        validation_examples=4,
+    )

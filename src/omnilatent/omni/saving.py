@@ -1,0 +1,53 @@
+"""A model on disk: weights, configuration, tokenizer, and what its mel spectrograms are.
+
+- `save`, `load`: a folder, or a run's, or a bundled model's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import hub
+from ..data.mel import MelSpec
+from ..errors import UserError
+from ..training.config import from_json
+from .config import OmniModelConfig
+from .model import OmniLatentModel
+from .tokenizer import Tokenizer, open_tokenizer
+
+KIND = "omni"
+
+
+def save(folder: Path, model: OmniLatentModel, tokenizer: Tokenizer, mel: MelSpec | None, card: str, **more: Any) -> None:
+    """Write a model into an existing folder. Hooks are saved by themselves (`LatentNeuralHook.save`)."""
+    fields = {name: value for name, value in asdict(model.config).items() if name in OmniModelConfig.__dataclass_fields__}
+    tensors = {name: t for name, t in model.state_dict().items() if not name.startswith("hooks.")}
+    hub.write_model(folder, KIND, fields, None, tensors, card, mel=None if mel is None else asdict(mel), **more)
+    tokenizer.save(folder)
+
+
+def load(name: str | Path, device: str | torch.device = "cpu") -> OmniLatentModel:
+    """Open a model for use: `model.tokenizer` and `model.mel` come with it.
+
+    Raises:
+        UserError: there is no such model, it is of another kind, or its tokenizer is missing.
+    """
+    from safetensors.torch import load_file
+
+    place = hub.locate(str(name))
+    if not (place / "config.json").exists():
+        raise UserError(f"{name} is no any-to-any model: give a run of an omni recipe.")
+    saved = hub.read_config(place)
+    if saved.get("kind") != KIND:
+        raise UserError(f"{name} is a model of the kind {saved.get('kind')!r}, which turns no modality into another: give a run "
+                        "of an omni recipe.")
+    tokenizer = open_tokenizer(place)
+    model = OmniLatentModel(from_json(OmniModelConfig, saved["model"]))
+    model.load_state_dict({key: value.float() for key, value in load_file(place / "model.safetensors").items()})
+    model.tokenizer = tokenizer
+    model.mel = None if saved.get("mel") is None else MelSpec(**saved["mel"])
+    return model.eval().to(device)

@@ -1,0 +1,195 @@
+"""One training step of the any-to-any model, its validation and its checkpoint, for the one loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.workers import own_cores
+from ..errors import UserError
+from ..training.ema import EMA
+from ..training.muon import Muon
+from ..training.schedule import warmup_cosine
+from ..training.task import Logged
+from .card import card
+from .config import OmniTraining
+from .examples import Examples, OmniBatch, collate, omni_batches, open_examples
+from .learning import OmniLearning
+from .model import OmniLatentModel
+from .pairs import jobs_at
+from .patches import PatchModality
+from .saving import load, save
+from .tokenizer import ByteTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+MOST_WORKERS = 16
+
+
+class OmniTask:
+    """Learns from `Examples`.
+
+    Args:
+        config: the recipe's.
+        data, val: where the examples are (`examples.open_examples`).
+        skipped: called with (file, reason) for each file that cannot be read.
+        init: a model to start from, whose configuration replaces the recipe's.
+        freeze: not for these recipes.
+        resumed: the checkpoint folder that the run will go on from.
+    """
+
+    monitor = "fit"
+    command = ""
+
+    def __init__(self, config: OmniTraining, data: str, val: str | None, skipped: Callable[[str, str], None],
+                 init: str | None = None, freeze: str | None = None, resumed: Path | None = None, command: str = "") -> None:
+        if freeze is not None:
+            raise UserError("--freeze is for autoencoders: an any-to-any model has no halves.")
+        self.tokenizer: Tokenizer = ByteTokenizer()
+        self.initial: dict[str, Tensor] | None = None
+        if init is not None and resumed is None:
+            started = load(init)
+            self.tokenizer, self.initial = started.tokenizer, started.state_dict()
+            config = replace(config, model=started.config)
+        config = replace(config, model=replace(config.model, vocab_size=self.tokenizer.vocab_size))
+        self.config, self.command, self.skipped = config, command, skipped
+        self.examples, self.held_out = open_examples(data, val, config.run.seed)
+
+    def __str__(self) -> str:
+        return f"{len(self.examples)} examples ({self.examples.name}), {len(self.held_out)} held out ({self.held_out.name})"
+
+    # -- building ----------------------------------------------------------------------------------------------
+
+    def setup(self, fabric: Fabric) -> None:
+        self.fabric, config = fabric, self.config
+        if config.run.batch_size % (fabric.world_size * config.pairs.jobs):
+            raise UserError(f"--batch-size {config.run.batch_size} does not split evenly over {fabric.world_size} processes and "
+                            f"--jobs {config.pairs.jobs}: take a multiple of {fabric.world_size * config.pairs.jobs}.")
+        model = self.build()
+        self.bare = OmniLearning(model, config.pairs).to(fabric.device)
+        self.ema = EMA(self.bare, config.optimizer.ema_decay)
+        fast = config.run.compile and fabric.device.type == "cuda"
+        if fast:
+            for layer in model.backbone.layers:
+                layer.compile(dynamic=True)
+        self.model, self.optimizer = fabric.setup(self.bare, self._optimizer())
+        self.generator = torch.Generator(fabric.device)
+
+    def build(self) -> OmniLatentModel:
+        """The model to train."""
+        model = OmniLatentModel(self.config.model)
+        if self.initial is not None:
+            model.load_state_dict(self.initial)
+        return model
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        o, model = self.config.optimizer, self.bare.model
+        if o.optimizer == "muon":
+            tables = [part.embedding.weight for part in model.modalities.values() if not isinstance(part, PatchModality)]
+            return Muon(self.bare.parameters(), o.lr, o.betas, weight_decay=o.weight_decay, tables=tables)
+        return torch.optim.AdamW(self.bare.parameters(), o.lr, o.betas, weight_decay=o.weight_decay,
+                                 fused=self.fabric.device.type == "cuda")
+
+    # -- one step ----------------------------------------------------------------------------------------------
+
+    def batches(self, start: int, stop: int) -> Iterator[OmniBatch]:
+        run, world = self.config.run, self.fabric.world_size
+        workers = min(MOST_WORKERS, own_cores()) if run.workers < 0 else run.workers
+        for batch in omni_batches(self.examples, self.tokenizer, run.batch_size // world, start, stop, self.fabric.global_rank,
+                                  world, workers):
+            yield batch.pin_memory() if self.fabric.device.type == "cuda" else batch
+
+    def halve(self, batch: OmniBatch) -> OmniBatch | None:
+        half = len(batch) // 2 // self.config.pairs.jobs * self.config.pairs.jobs
+        return batch.part(0, half) if half else None
+
+    def step(self, batch: OmniBatch, position: int) -> Logged:
+        config, o = self.config, self.config.optimizer
+        share = warmup_cosine(position, config.run.steps, o.warmup, o.final_lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = o.lr * share
+        batch = batch.to(self.fabric.device)
+        known = tuple(name for name in config.model.modalities if name in batch.data)
+        jobs = jobs_at(config.pairs, known, config.run.seed, position, config.run.steps)
+        size = len(batch) // len(jobs)
+        parts = [batch.part(number * size, (number + 1) * size).data for number in range(len(jobs))]
+        seed = (config.run.seed * 0x9E3779B97F4A7C15 + position * self.fabric.world_size + self.fabric.global_rank) % 2**63
+        logged = self.model(jobs, parts, self.generator.manual_seed(seed))
+        loss = logged["loss"]
+        if self.fabric.world_size > 1:  # parts of the model that no job of this step used take part with nothing
+            loss = loss + 0.0 * torch.stack([p.sum() for p in self.bare.parameters()]).sum()
+        self.fabric.backward(loss)
+        norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=o.clip, error_if_nonfinite=False) if o.clip else 0.0
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(position)
+        return {"loss": loss.detach(), "gradient_norm": norm}
+
+    # -- measuring and saving ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Regressed PSNR of each target and the share of texts written exactly, from each source; `fit` is their mean, a
+        PSNR counted as a share of 40 dB."""
+        model = self.ema.average.model
+        count = min(self.config.validation_examples, len(self.held_out))
+        data = collate([self.held_out.sample(i) for i in range(count)], self.tokenizer)
+        data = {name: t.to(self.fabric.device) for name, t in data.items()}
+        figures: dict[str, float] = {}
+        made: dict[tuple[str, str], Tensor] = {}
+        for source in model.modalities:
+            read = model.read({source: data[source]})
+            for target, part in model.modalities.items():
+                if isinstance(part, PatchModality):
+                    size = part.size_of(data[target])
+                    out = model.answer(read, target, size, steps=0).float().clamp(0, 1)
+                    error = (out - data[target]).square().flatten(1).mean(1)
+                    figures[f"{source}→{target} psnr"] = float(-10 * error.clamp_min(1e-10).log10().mean())
+                    made[source, target] = out
+                else:
+                    wrote = model.generate(source, data[source], max_len=data[target].shape[1] + 1)
+                    figures[f"{source}→{target}"] = _exact(wrote, data[target])
+        shares = [value / 40 if name.endswith("psnr") else value for name, value in figures.items()]
+        self._picture = _sheet(data, made)
+        return {"fit": sum(shares) / len(shares), **figures}
+
+    def samples(self) -> Tensor | None:
+        """Held-out pictures, and below them what each source was turned into."""
+        return self._picture
+
+    def state(self) -> dict[str, Any]:
+        return {"model": self.bare.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.bare.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def export(self, folder: Path, figures: dict[str, float], step: int) -> None:
+        config = self.config
+        training = {"recipe": config.recipe, **dataclasses.asdict(config.pairs), "optimizer": dataclasses.asdict(config.optimizer),
+                    "run": dataclasses.asdict(config.run), "task": config.task, "step": step}
+        save(folder, self.ema.average.model, self.tokenizer, self.examples.mel,
+             card(config, self.examples.name, self.held_out.name, figures, step, self.command), training=training)
+
+
+def _exact(wrote: Tensor, wanted: Tensor) -> float:
+    """The share of rows that are the same but for padding at the right."""
+    longest = max(wrote.shape[1], wanted.shape[1])
+    a, b = (nn.functional.pad(t, (0, longest - t.shape[1])) for t in (wrote, wanted))
+    return float((a == b).all(1).float().mean())
+
+
+def _sheet(data: dict[str, Tensor], made: dict[tuple[str, str], Tensor], columns: int = 8) -> Tensor | None:
+    """A row of true pictures, then one for each source."""
+    if "image" not in data:
+        return None
+    rows = [data["image"], *(out for (_, target), out in made.items() if target == "image")]
+    return torch.cat([torch.cat(list(row[:columns].float().cpu()), 2) for row in rows], 1)
