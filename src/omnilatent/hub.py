@@ -48,6 +48,9 @@ OPENERS = {
     "vqgan": "omnilatent.autoencoders.vqgan:open_checkpoint",
 }
 
+# kinds of checkpoints that are no codecs, and how a sentence calls them
+OTHERS = {"omni": "an any-to-any model, which 'omnilatent translate' takes"}
+
 # recipe name → "module:function" that returns the frozen configuration; importing it never imports torch
 RECIPES = {
     "kl-f8": "omnilatent.autoencoders.recipes:kl_f8",
@@ -116,7 +119,13 @@ def split_label(name: str) -> tuple[str | None, str]:
 
 
 def open_kind(kind: str, path: Path, name: str) -> Codec:
-    """Call the opener registered for `kind`."""
+    """Call the opener registered for `kind`.
+
+    Raises:
+        UserError: it is no codec.
+    """
+    if kind in OTHERS:
+        raise UserError(f"{name} is {OTHERS[kind]}, and no codec: give an autoencoder or a tokenizer here.")
     module, function = OPENERS[kind].split(":")
     return getattr(import_module(module), function)(path, name)
 
@@ -230,7 +239,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     for older in range(form, FORMAT):
         config = UPGRADES[older](config)
-    if config.get("kind") not in OPENERS:
+    if config.get("kind") not in OPENERS and config.get("kind") not in OTHERS:
         known = ", ".join(OPENERS)
         raise UserError(f"{folder} holds a model of the unknown kind {config.get('kind')!r}: known are {known}.")
     return config

@@ -44,13 +44,38 @@ class Recording:
 
 @dataclass(frozen=True)
 class DigitSample:
-    """One example: `image` `(3, 32, 32)`, `audio` `(64, 64)` mel, `video` `(3, 8, 32, 32)`, all in [0, 1]; `text`; `label`."""
+    """One example, each modality made when it is asked for.
 
-    image: Tensor
-    audio: Tensor
-    video: Tensor
-    text: str
+    Attributes:
+        label: 0 to 9.
+        pixels: the handwriting `(28, 28)` in [0, 1].
+        draw: what everything random in it is drawn from.
+    """
+
+    world: DigitWorld
     label: int
+    pixels: Tensor
+    draw: list[int]
+
+    @property
+    def image(self) -> Tensor:
+        """`(3, 32, 32)` in [0, 1]."""
+        return colour(torch.nn.functional.pad(self.pixels, (2, 2, 2, 2)))
+
+    @property
+    def audio(self) -> Tensor:
+        """A mel spectrogram `(64, 64)` in [0, 1]."""
+        return self.world.sound(self.label, self.draw)
+
+    @property
+    def video(self) -> Tensor:
+        """`(3, 8, 32, 32)` in [0, 1]."""
+        return moving(self.pixels, self.draw[4:])
+
+    @property
+    def text(self) -> str:
+        """The English word."""
+        return WORDS[self.label]
 
 
 @dataclass(frozen=True)
@@ -79,9 +104,7 @@ class DigitWorld:
         index = EpochOrder(len(self), self.seed, epoch)[place] if self.varied else place
         assert self.digits.labels is not None
         label, pixels = int(self.digits.labels[index]), torch.from_numpy(self.digits.pixels[index].copy()).float() / 255
-        draw = draws("digit world", self.name, self.seed, position, count=8)
-        return DigitSample(colour(torch.nn.functional.pad(pixels, (2, 2, 2, 2))), self.sound(label, draw),
-                           moving(pixels, draw[4:]), WORDS[label], label)
+        return DigitSample(self, label, pixels, draws("digit world", self.name, self.seed, position, count=8))
 
     def sound(self, label: int, draw: list[int]) -> Tensor:
         """The digit as a mel spectrogram `(64, 64)`."""

@@ -18,6 +18,7 @@ from ..data.digit_world import DigitWorld, open_world
 from ..data.mel import MelSpec
 from ..data.workers import made_in_workers
 from ..errors import UserError
+from .config import MODALITIES
 from .tokenizer import Tokenizer, pad
 
 Example = Mapping[str, Tensor | str]
@@ -41,6 +42,7 @@ class DigitExamples:
 
     world: DigitWorld
     mel: MelSpec | None
+    modalities: tuple[str, ...] = MODALITIES
 
     @property
     def name(self) -> str:
@@ -50,12 +52,12 @@ class DigitExamples:
         return len(self.world)
 
     def sample(self, position: int) -> Example:
-        s = self.world.sample(position)
-        return {"image": s.image, "audio": s.audio, "video": s.video, "text": s.text}
+        sample = self.world.sample(position)
+        return {name: getattr(sample, name) for name in self.modalities}
 
 
-def open_examples(data: str, val: str | None, seed: int) -> tuple[Examples, Examples]:
-    """(training, held out) examples by DATA.
+def open_examples(data: str, val: str | None, seed: int, modalities: tuple[str, ...] = MODALITIES) -> tuple[Examples, Examples]:
+    """(training, held out) examples by DATA, of the modalities that a model knows.
 
     Raises:
         UserError: DATA is of no kind that an omni recipe learns from.
@@ -65,7 +67,7 @@ def open_examples(data: str, val: str | None, seed: int) -> tuple[Examples, Exam
     training, test = open_world(data, seed)
     if val is not None:
         test = open_world(val, seed)[1]
-    return DigitExamples(training, MEL), DigitExamples(test, MEL)
+    return DigitExamples(training, MEL, modalities), DigitExamples(test, MEL, modalities)
 
 
 @dataclass(frozen=True)

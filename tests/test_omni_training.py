@@ -1,0 +1,141 @@
+"""Training the any-to-any model: pairs as promised, resumed = uninterrupted, the door from Python, and that it learns."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, Dataset
+
+from omnilatent import OmniLatentConfig, OmniLatentModel
+from omnilatent.cli.main import main
+from omnilatent.omni.config import MODALITIES, OmniModelConfig, OmniTraining, PairConfig
+from omnilatent.omni.pairs import jobs_at
+from omnilatent.omni.recipes import WORLD, debug_omni
+from omnilatent.omni.saving import load
+from omnilatent.omni.task import OmniTask
+from omnilatent.training import Trainer, collate_multimodal
+from omnilatent.training.config import OptimizerConfig, RunConfig
+from omnilatent.training.loop import launch_fabric, train
+
+
+def drawn(config: PairConfig, modalities: tuple[str, ...], steps: int = 10_000) -> dict[bool, Counter[tuple[str, str]]]:
+    """Pairs of a run with one job a step, before and after the warm-up."""
+    counts: dict[bool, Counter[tuple[str, str]]] = {True: Counter(), False: Counter()}
+    for step in range(steps):
+        (job,) = jobs_at(replace(config, jobs=1), modalities, 0, step, steps)
+        counts[step < config.warmup_share * steps][job.sources[0], job.target] += 1
+    return counts
+
+
+def test_pairs_are_drawn_by_phase_as_promised() -> None:
+    coco = PairConfig(warmup_share=0.15, reconstruction_share=0.30, fused_share=0.0)
+    counts = drawn(coco, ("text", "image"))
+    assert set(counts[True]) == {("text", "text"), ("image", "image")} and counts[True].total() == 1_500
+    after = {pair: n / counts[False].total() for pair, n in counts[False].items()}
+    assert after[("image", "text")] == pytest.approx(0.35, abs=0.015) == after[("text", "image")]
+    assert after[("text", "text")] + after[("image", "image")] == pytest.approx(0.30, abs=0.015)
+    every = drawn(PairConfig(fused_share=0.0), MODALITIES)[False]
+    assert len(every) == 16 and all(n / 10_000 == pytest.approx(1 / 16, abs=0.01) for n in every.values())
+
+
+def test_several_sources_at_once_come_as_often_as_asked_for_and_text_never_flows() -> None:
+    jobs = [job for step in range(2_000) for job in jobs_at(PairConfig(fused_share=0.5, flow_share=0.5), MODALITIES, 1, step, 2_000)]
+    several = sum(len(job.sources) > 1 for job in jobs) / len(jobs)
+    assert several == pytest.approx(0.5 * 7 / 8, abs=0.02)  # one in eight adds no other source
+    assert not any(job.flowing for job in jobs if job.target == "text")
+    assert sum(job.flowing for job in jobs) / sum(job.target != "text" for job in jobs) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_run_can_be_stopped_and_resumed_to_the_same_weights(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(["train", "debug-omni", "--out", str(whole)]) == 0
+    assert main(["train", "debug-omni", "--out", str(parts)]) == 0
+    assert main(["train", "--resume", str(parts / "step-4")]) == 0
+    first, second = (load_file(run / "final" / "model.safetensors") for run in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    model = load(whole)
+    assert model.tokenizer.decode(model.tokenizer.encode("acht ☂")) == "acht ☂" and model.mel is not None and model.mel.rate == 8_000
+    card = (whole / "final" / "README.md").read_text(encoding="utf-8")
+    assert "omnilatent train debug-omni" in card and "image→image psnr" in card
+    assert (whole / "samples" / "step-12.png").exists()
+
+
+def test_what_a_model_says_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
+    from omnilatent.omni.saving import save
+    from omnilatent.omni.tokenizer import ByteTokenizer
+
+    torch.manual_seed(0)
+    model = OmniLatentModel(OmniModelConfig(hidden_dim=32, num_layers=2, num_heads=2, **WORLD)).eval()
+    save(tmp_path, model, ByteTokenizer(), None, "card")
+    again, image = load(tmp_path), torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        for target in MODALITIES:
+            assert torch.equal(model("image", image, target)["output"], again("image", image, target)["output"])
+
+
+def test_the_weights_of_the_losses_are_in_the_optimiser_and_move(tmp_path: Path) -> None:
+    config = debug_omni()
+    task = OmniTask(config, "digits", None, lambda file, reason: None)
+    train(task, config.run, tmp_path, launch_fabric(config.run), quiet=True)
+    known = {id(p) for group in task.optimizer.param_groups for p in group["params"]}
+    assert known == {id(p) for p in task.bare.parameters()}
+    weights = task.bare.weights.log_variance
+    assert set(weights) == {"text", "audio", "image", "video", "audio flow", "image flow", "video flow"}
+    assert all(float(p) != 0 for p in weights.values())
+
+
+class Toy(Dataset):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(i)
+        return {"text": torch.full((1 + i % 3,), 3 + i), "image": torch.rand(3, 16, 16, generator=generator)}
+
+
+def test_the_trainer_takes_a_model_a_configuration_and_a_loader(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = OmniLatentConfig(hidden_dim=32, num_layers=1, num_heads=2, vocab_size=259, image_size=(16, 16), batch_size=4,
+                              learning_rate=3e-3, max_steps=30, mixed_precision=True, gradient_checkpointing=True)
+    model = OmniLatentModel(config)
+    loader = DataLoader(Toy(), batch_size=config.batch_size, collate_fn=collate_multimodal, shuffle=True)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    trainer = Trainer(model, config, loader, out=tmp_path / "run", run=RunConfig(validate_every=30, log_every=10))
+    figures = trainer.train()
+    assert -figures["fit"] < 1.6  # from 2 or more
+    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert not [name for name in still if "audio" not in name and "video" not in name], still  # those had no data
+    assert load(tmp_path / "run").config.hidden_dim == 32
+
+
+def test_it_learns_to_name_and_to_copy_digits(tmp_path: Path) -> None:
+    """240 steps on scikit-learn's digits: far above chance and the mean picture, on held-out ones."""
+    config = OmniTraining(
+        model=OmniModelConfig(hidden_dim=64, num_layers=2, num_heads=4, modalities=("text", "image"), gradient_checkpointing=False,
+                              **WORLD),
+        pairs=PairConfig(jobs=2, fused_share=0.0, flow_share=0.0),
+        optimizer=OptimizerConfig(optimizer="muon", lr=1e-2, betas=(0.9, 0.95), warmup=10, ema_decay=0.9),
+        run=RunConfig(steps=240, batch_size=32, validate_every=240, save_every=1_000, workers=0, device="cpu"))
+    task = OmniTask(config, "digits", None, lambda file, reason: None)
+    figures = train(task, config.run, tmp_path, launch_fabric(config.run), quiet=True)
+    mean = torch.stack([task.examples.sample(i)["image"] for i in range(200)]).mean(0)
+    held = torch.stack([task.held_out.sample(i)["image"] for i in range(64)])
+    null = float(-10 * (held - mean).square().flatten(1).mean(1).log10().mean())
+    print(figures, null)
+    assert figures["text→text"] == 1.0 and figures["image→text"] > 0.5
+    assert figures["image→image psnr"] > null + 4
+
+
+@pytest.mark.parametrize(("argv", "sentence"), [
+    (["--batch-size", "6"], "--batch-size 6 does not split into --jobs 4 equal parts"),
+    (["--data", "nowhere"], "nowhere"),
+    (["--fused-share", "2"], "--fused-share is a share, 0 to 1; got 2"),
+    (["--init", "kl-f8-small"], "kl-f8-small is a model of the kind 'kl', which turns no modality into another"),
+])
+def test_bad_input_gives_one_sentence(argv: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "debug-omni", "--out", str(tmp_path / "run"), *argv]) == 2
+    told = capsys.readouterr()
+    assert sentence in " ".join((told.err + told.out).split()) and "Traceback" not in told.err
