@@ -6,7 +6,7 @@
 - `LearnedWeights`: homoscedastic uncertainty (Kendall et al. 2018, arXiv 1705.07115).
 - `info_nce`: pooled latents of a pair beside those of the batch's other pairs.
 
-Constants bring the terms of one modality to the same size where a model gives 0.5 everywhere, so that none drowns another
+Constants bring all terms to the same size where a model knows nothing yet, so that none drowns another
 (`benchmarks/omni_losses.py` prints the table).
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss, mse_loss
 
-FREQUENCY, TEMPORAL, SQUARED = 1.0, 2.0, 3.0
+FREQUENCY, TEMPORAL, SQUARED, FLOW = 3.0, 2.0, 3.0, 0.15
 
 
 def audio_terms(made: Tensor, true: Tensor) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ def flow_terms(made: Tensor, true: Tensor, time: Tensor) -> dict[str, Tensor]:
     (x − noise) that follows from them, v̂ − v = (x̂ − x) / (1 − t), with 1 − t no less than 0.1 (as in Li & He 2025, arXiv
     2511.13720, where 0.05)."""
     left = (1 - time).clamp_min(0.1)[:, None, None]
-    return {"flow": ((made.float() - true.float()) / left).square().mean()}
+    return {"flow": FLOW * ((made.float() - true.float()) / left).square().mean()}
 
 
 class LearnedWeights(nn.Module):
