@@ -20,7 +20,7 @@ WIDTHS = (32, 64, 128)
 
 
 class Reader(nn.Module):
-    """Three convolutions of stride 2, means over places (of a video over frames too), two layers.
+    """Three convolutions of stride 2 and two layers; a video's frames are centred first, and their features averaged.
 
     Takes pictures `(b, 3, h, w)`, mel spectrograms `(b, bands, frames)` or videos `(b, 3, t, h, w)` in [0, 1].
 
@@ -43,9 +43,10 @@ class Reader(nn.Module):
         """`(b, 128)`."""
         frames = data.transpose(1, 2).flatten(0, 1) if data.ndim == 5 else data
         grey = frames.mean(1, keepdim=True) if frames.ndim == 4 else frames[:, None]
+        grey = centred(grey) if data.ndim == 5 else grey
         maps = self.convolutions(grey)
-        if data.ndim == 5:  # a digit that moves may be anywhere
-            maps = maps.mean((2, 3)).unflatten(0, (len(data), -1)).mean(1)
+        if data.ndim == 5:
+            maps = maps.unflatten(0, (len(data), -1)).mean(1)
         elif data.ndim == 3:  # a word may begin at any time; its bands stay where they are
             maps = torch.cat((maps.mean(3), maps.amax(3)), 1)
         return self.hidden(maps.flatten(1))
@@ -58,6 +59,19 @@ class Reader(nn.Module):
     def read(self, data: Tensor, batch: int = 256) -> Tensor:
         """Digits `(b,)`."""
         return torch.cat([self(part).argmax(1) for part in data.split(batch)])
+
+
+def centred(frames: Tensor) -> Tensor:
+    """Frames `(n, 1, h, w)` moved so that the centre of what is bright is in their middle: a digit that moves stays still."""
+    h, w = frames.shape[-2:]
+    mass = frames.clamp_min(0).square() + 1e-6
+    total = mass.sum((1, 2, 3))
+    y, x = ((mass.sum((1, axis)) * torch.linspace(-1, 1, side, device=frames.device)).sum(1) / total
+            for axis, side in ((3, h), (2, w)))
+    still = torch.eye(2, 3, device=frames.device).repeat(len(frames), 1, 1)
+    still[:, 0, 2], still[:, 1, 2] = x, y
+    grid = nn.functional.affine_grid(still, list(frames.shape), align_corners=True)
+    return nn.functional.grid_sample(frames, grid, align_corners=True)
 
 
 def fit_reader(

@@ -1,0 +1,122 @@
+"""The 4 × 4 coherence matrix of the digits world: one model, one run, read by judges that never saw what a model made.
+
+    python benchmarks/omni_digits.py --data ../shared/data [--steps 12000] [--out runs/omni]      trains, measures, prints
+    python benchmarks/omni_digits.py --data ../shared/data --model RUN                            measures a run
+    python benchmarks/omni_digits.py --data digits --small --steps 60 --count 40                  a trial on a CPU
+
+Judges are trained first (on training data, measured on held-out real data). Every cell: accuracy as the judge reads it, the null
+(digits of other examples), the judge's own accuracy, Fréchet distance in its features; PSNR where the target is the source;
+by regression and by flow. Writes results/omni_digits.json, so that several runs add up under their `--label`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from omnilatent.data.digit_world import DigitWorld, heard, open_world
+from omnilatent.metrics.digit_readers import Reader, fit_reader
+from omnilatent.omni.coherence import Cell, coherence, recognition
+from omnilatent.omni.recipes import debug_omni, omni
+from omnilatent.omni.saving import load
+from omnilatent.omni.task import OmniTask
+from omnilatent.training.config import RunConfig
+from omnilatent.training.loop import launch_fabric, train
+
+RESULTS = Path(__file__).parent / "results" / "omni_digits.json"
+FUSED = (("image", "audio"), ("audio", "text"), ("image", "audio", "text", "video"))
+
+
+@dataclass(frozen=True)
+class OmniDigits:
+    """Train on the digits world and measure what goes in against what comes out."""
+
+    data: str
+    """'digits', or a folder with mnist/ and fsdd/."""
+    model: Path | None = None
+    """A run to measure instead of training one."""
+    steps: int | None = None
+    """By default the recipe's."""
+    batch_size: int | None = None
+    out: Path = Path("runs/omni-digits")
+    count: int = 1_000
+    """Held-out examples."""
+    reader_steps: int = 1_500
+    workers: int = -1
+    small: bool = False
+    """The recipe debug-omni."""
+    label: str = "omni"
+    results: Path = RESULTS
+
+
+def readers_of(training: DigitWorld, test: DigitWorld, steps: int, device: torch.device) -> dict[str, Reader]:
+    """The judges, by modality."""
+    found = {}
+    for name, most in (("image", 20_000), ("audio", 6_000), ("video", 6_000)):
+        samples, held = ([world.sample(i) for i in range(min(count, len(world)))] for world, count in ((training, most), (test, 2_000)))
+        data, held_data = (torch.stack([getattr(s, name) for s in part]).to(device) for part in (samples, held))
+        labels, held_labels = (torch.tensor([s.label for s in part], device=device) for part in (samples, held))
+        if name == "audio" and test.recordings:  # each recording once, as it is
+            held_data = torch.stack([heard(r.wave, None) for r in test.recordings]).to(device)
+            held_labels = torch.tensor([r.digit for r in test.recordings], device=device)
+        began = time.monotonic()
+        found[name] = fit_reader(data, labels, held_data, held_labels, steps)
+        print(f"judge of {name}: {found[name].accuracy:.4f} on {len(held_data)} held out, {time.monotonic() - began:.0f} s", flush=True)
+    return found
+
+
+def table(cells: dict[str, dict[str, Any]]) -> str:
+    """Sources down, targets across: accuracy / ceiling, Fréchet distance, PSNR."""
+    targets = list(dict.fromkeys(key.partition("→")[2] for key in cells))
+    lines = ["| source | " + " | ".join(targets) + " |", "| --- |" + " ---: |" * len(targets)]
+    for source in dict.fromkeys(key.partition("→")[0] for key in cells):
+        row = []
+        for target in targets:
+            cell = cells[f"{source}→{target}"]
+            more = f", FD {cell['frechet']:.2f}" if cell["frechet"] is not None else ""
+            more += f", {cell['psnr']:.1f} dB" if cell["psnr"] is not None else ""
+            row.append(f"{cell['accuracy']:.3f} of {cell['ceiling']:.3f}{more}")
+        lines.append(f"| {source} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def main(options: OmniDigits) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    training, test = open_world(options.data)
+    began, seconds = time.monotonic(), None
+    if options.model is None:
+        recipe = debug_omni() if options.small else omni()
+        run: RunConfig = replace(recipe.run, steps=options.steps or recipe.run.steps, workers=options.workers,
+                                 batch_size=options.batch_size or recipe.run.batch_size, validate_every=10**6, save_every=2_000)
+        task = OmniTask(replace(recipe, run=run), options.data, None, lambda file, reason: None)
+        train(task, run, options.out, launch_fabric(run))
+        seconds = time.monotonic() - began
+        print(f"trained in {seconds:.0f} s", flush=True)
+    model = load(options.model or options.out, device)
+    readers = readers_of(training, test, options.reader_steps, device)
+    sources = [(name,) for name in model.modalities] + list(FUSED)
+    record: dict[str, Any] = {
+        "data": Path(options.data).name, "count": options.count, "steps": options.steps, "seconds": seconds,
+        "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "judges": {name: reader.accuracy for name, reader in readers.items()}, "ways": {}}
+    for way, steps in (("regression", 0), ("flow", model.config.flow_steps)):
+        cells: dict[tuple[str, str], Cell] = coherence(model, test, readers, options.count, sources, steps)
+        record["ways"][way] = {f"{source}→{target}": asdict(cell) for (source, target), cell in cells.items()}
+        print(f"\nby {way}:\n{table(record['ways'][way])}", flush=True)
+    if test.recordings:
+        record["recordings"] = recognition(model, test.recordings)
+        print(f"\naudio → text on the {len(test.recordings)} test recordings: {record['recordings']:.4f}", flush=True)
+    kept = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
+    options.results.write_text(json.dumps(kept | {options.label: record}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(OmniDigits))
