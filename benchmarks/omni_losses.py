@@ -34,7 +34,7 @@ def first_terms(data: str) -> dict[str, float]:
     """`modality term` → its value before the first step."""
     torch.manual_seed(0)
     model = OmniLatentModel(omni().model)
-    held_out = open_examples(data, None, 0)[1]
+    held_out = open_examples(data, None, 0, omni().model)[1]
     batch = collate([held_out.sample(i) for i in range(16)], ByteTokenizer())
     learning = OmniLearning(model, PairConfig())
     found = {}

@@ -1,18 +1,24 @@
 """Training the any-to-any model: pairs as promised, resumed = uninterrupted, the door from Python, and that it learns."""
 
+import json
 import sys
+import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
 from omnilatent import OmniLatentConfig, OmniLatentModel
 from omnilatent.cli.main import main
+from omnilatent.data.captions import CocoCaptionsDataset, open_captioned
 from omnilatent.omni.config import MODALITIES, OmniModelConfig, OmniTraining, PairConfig
+from omnilatent.omni.examples import open_examples
 from omnilatent.omni.pairs import jobs_at
 from omnilatent.omni.recipes import WORLD, debug_omni
 from omnilatent.omni.saving import load
@@ -148,3 +154,55 @@ def test_bad_input_gives_one_sentence(argv: list[str], sentence: str, tmp_path: 
     assert main(["train", "debug-omni", "--out", str(tmp_path / "run"), *argv]) == 2
     told = capsys.readouterr()
     assert sentence in " ".join((told.err + told.out).split()) and "Traceback" not in told.err
+
+
+def coco(folder: Path, pictures: int = 12) -> Path:
+    """A folder of pictures with COCO's own JSON."""
+    images, annotations = [], []
+    for number in range(pictures):
+        pixels = np.random.default_rng(number).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:012}.png")
+        images.append({"id": 100 + number, "file_name": f"{number:012}.png"})
+        annotations += [{"image_id": 100 + number, "id": 5 * number + n, "caption": f" caption {n} of {number}.\n"} for n in range(2)]
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "captions_val2017.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return folder
+
+
+TINY = ["--hidden-dim", "32", "--num-layers", "1", "--num-heads", "2", "--image-size", "16", "16", "--batch-size", "4", "--steps",
+        "2", "--validation-examples", "2", "--workers", "0", "--text-tokens", "12"]
+
+
+def test_omni_coco_learns_from_cocos_own_json_and_from_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = coco(tmp_path)
+    assert main(["train", "omni-coco", "--data", str(data), "--out", str(tmp_path / "run"), *TINY]) == 0
+    assert "held out" in capsys.readouterr().out
+    dataset = CocoCaptionsDataset(data, data / "annotations" / "captions_val2017.json", size=16)
+    first = dataset[3]
+    assert first["image"].shape == (3, 16, 16) and bytes(i - 3 for i in first["text"].tolist()).decode().endswith(" of 3.")
+    said = set()
+    for epoch in range(8):
+        dataset.set_epoch(epoch)
+        said.add(tuple(dataset[3]["text"].tolist()))
+    assert len(said) == 2  # both captions get their turn
+    with tarfile.open(tmp_path / "pairs.tar", "w") as tar:
+        for number in range(4):
+            (tmp_path / "text").write_text("one line\nanother\n")
+            tar.add(tmp_path / f"{number:012}.png", f"{number:012}.png")
+            tar.add(tmp_path / "text", f"{number:012}.txt")
+    training, held_out = open_captioned(str(tmp_path / "pairs.tar"), None, 16)
+    keys = [{part.source.key(i) for i in range(len(part))} for part in (training, held_out)]
+    assert not keys[0] & keys[1] and len(keys[0]) + len(keys[1]) == 4
+    assert held_out.sample(0)[1] == "one line" and {training.sample(i)[1] for i in range(20)} == {"one line", "another"}
+    (tmp_path / "annotations" / "captions_val2017.json").write_text("[]")
+    assert main(["train", "omni-coco", "--data", str(data), "--out", str(tmp_path / "other"), *TINY]) == 2
+    assert "captions_val2017.json is not COCO's JSON of captions" in " ".join(capsys.readouterr().err.split())
+
+
+def test_synthetic_examples_are_of_the_models_sizes(tmp_path: Path) -> None:
+    assert main(["train", "debug-omni", "--data", "synthetic", "--out", str(tmp_path / "run"), "--steps", "2"]) == 0
+    model = load(tmp_path / "run")
+    training, _ = open_examples("synthetic", None, 0, model.config)
+    sample = training.sample(3)
+    assert sample["image"].shape == (3, 32, 32) and sample["video"].shape == (3, 8, 32, 32) and sample["audio"].shape == (64, 64)
+    assert torch.equal(sample["image"], training.sample(3)["image"]) and not torch.equal(sample["image"], training.sample(4)["image"])

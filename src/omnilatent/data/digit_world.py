@@ -160,6 +160,11 @@ def tone(label: int, draw: list[int]) -> Tensor:
     return wave + 1e-3 * torch.randn(SAMPLES, generator=torch.Generator().manual_seed(draw[0] >> 1))
 
 
+def holds_world(data: str) -> bool:
+    """Whether `open_world` takes DATA."""
+    return data == EMBEDDED or any(place.is_dir() and holds_idx(place) for place in (Path(data), Path(data) / "mnist"))
+
+
 def open_world(data: str, seed: int = 0) -> tuple[DigitWorld, DigitWorld]:
     """(training, test). DATA is 'digits', scikit-learn's handwriting and telephone tones; or a folder that holds MNIST's files
     or a folder mnist with them, and, where there is one, fsdd with train.tar and test.tar of recordings.

@@ -1,6 +1,6 @@
 """What a model learns from: examples with some of the modalities, and their batches.
 
-- `Examples`: the protocol. `DigitExamples`: the digits world. `open_examples`: by DATA.
+- `Examples`: the protocol. `DigitExamples`, `CaptionExamples`, `SyntheticExamples`. `open_examples`: by DATA.
 - `OmniBatch`, `collate`: one step's examples as tensors by modality. `omni_batches`: the steps, made in worker processes.
 """
 
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.digit_world import DigitWorld, open_world
+from ..data.captions import Captioned, open_captioned
+from ..data.digit_world import MEL, DigitWorld, holds_world, open_world
 from ..data.mel import MelSpec
+from ..data.structured import SYNTHETIC_LENGTH, structured_image
 from ..data.workers import made_in_workers
 from ..errors import UserError
-from .config import MODALITIES
+from .config import MODALITIES, OmniModelConfig
 from .tokenizer import Tokenizer, pad
 
 Example = Mapping[str, Tensor | str]
@@ -56,18 +58,70 @@ class DigitExamples:
         return {name: getattr(sample, name) for name in self.modalities}
 
 
-def open_examples(data: str, val: str | None, seed: int, modalities: tuple[str, ...] = MODALITIES) -> tuple[Examples, Examples]:
-    """(training, held out) examples by DATA, of the modalities that a model knows.
+@dataclass(frozen=True)
+class CaptionExamples:
+    """Pictures and their captions."""
+
+    captioned: Captioned
+    most: int
+    """Letters of a caption; what is longer is cut."""
+    mel: MelSpec | None = None
+
+    @property
+    def name(self) -> str:
+        return self.captioned.name
+
+    def __len__(self) -> int:
+        return len(self.captioned)
+
+    def sample(self, position: int) -> Example:
+        image, caption = self.captioned.sample(position)
+        return {"image": image, "text": caption[: self.most]}
+
+
+@dataclass(frozen=True)
+class SyntheticExamples:
+    """Pictures with structure, each named by its picture's number, moving, and humming: nothing that is worth knowing, and
+    everything that a pipeline needs. Sizes are the model's."""
+
+    model: OmniModelConfig
+    seed: int
+    mel: MelSpec | None
+    name: str = "synthetic"
+
+    def __len__(self) -> int:
+        return SYNTHETIC_LENGTH
+
+    def sample(self, position: int) -> Example:
+        model, index = self.model, position % len(self)
+        (height, width), (tall, wide) = model.image_size, model.video_size
+        picture = torch.from_numpy(structured_image(self.seed, index, max(height, width, tall, wide))).permute(2, 0, 1).float() / 255
+        small = picture[:, :tall, :wide]
+        video = torch.stack([small.roll(2 * frame, 2) for frame in range(model.video_frames)], 1)
+        band = torch.arange(model.mel_bands)[:, None] - index % model.mel_bands
+        audio = torch.exp(-(band / 3.0) ** 2).expand(-1, model.mel_frames).contiguous()
+        every = {"image": picture[:, :height, :width], "video": video, "audio": audio, "text": f"picture {index}"}
+        return {name: every[name] for name in model.modalities}
+
+
+def open_examples(data: str, val: str | None, seed: int, model: OmniModelConfig) -> tuple[Examples, Examples]:
+    """(training, held out) examples by DATA, of the modalities that a model knows: 'digits' or a folder with MNIST's files;
+    'synthetic'; pictures with captions (data/captions.py).
 
     Raises:
         UserError: DATA is of no kind that an omni recipe learns from.
     """
-    from ..data.digit_world import MEL
-
-    training, test = open_world(data, seed)
-    if val is not None:
-        test = open_world(val, seed)[1]
-    return DigitExamples(training, MEL, modalities), DigitExamples(test, MEL, modalities)
+    if data == "synthetic":
+        return SyntheticExamples(model, seed, None), SyntheticExamples(model, seed + 1, None)
+    if holds_world(data):
+        training, test = open_world(data, seed)
+        test = test if val is None else open_world(val, seed)[1]
+        return DigitExamples(training, MEL, model.modalities), DigitExamples(test, MEL, model.modalities)
+    if model.image_size[0] != model.image_size[1]:
+        raise UserError(f"pictures with captions are learned as squares; the recipe's image size is {model.image_size}.")
+    captioned = open_captioned(data, val, model.image_size[0], seed)
+    first, second = (CaptionExamples(part, model.text_tokens) for part in captioned)
+    return first, second
 
 
 @dataclass(frozen=True)

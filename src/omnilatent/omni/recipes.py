@@ -23,6 +23,22 @@ def omni() -> OmniTraining:
     )
 
 
+def omni_coco() -> OmniTraining:
+    """Pictures and their captions both ways at 224², 12 layers of 768: 15 % of the run reconstruction alone, then 35 % picture →
+    text, 35 % text → picture, 30 % reconstruction.
+
+    Not trained to the end by us.
+    omnilatent train omni-coco --data DATA (a folder with pictures and COCO's captions_*.json, or tars with .jpg and .txt)
+    """
+    return OmniTraining(
+        recipe="omni-coco",
+        model=OmniModelConfig(modalities=("text", "image"), vocab_size=259),
+        pairs=PairConfig(warmup_share=0.15, reconstruction_share=0.30, fused_share=0.0, jobs=2),
+        optimizer=OptimizerConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01, warmup=2_000),
+        run=RunConfig(steps=50_000, batch_size=64, save_every=5_000),
+    )
+
+
 def debug_omni() -> OmniTraining:
     """The same at toy size, seconds on a CPU.
 

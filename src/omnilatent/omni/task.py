@@ -60,7 +60,7 @@ class OmniTask:
             config = replace(config, model=started.config)
         config = replace(config, model=replace(config.model, vocab_size=self.tokenizer.vocab_size))
         self.config, self.command, self.skipped = config, command, skipped
-        self.examples, self.held_out = open_examples(data, val, config.run.seed, config.model.modalities)
+        self.examples, self.held_out = open_examples(data, val, config.run.seed, config.model)
 
     def __str__(self) -> str:
         return f"{len(self.examples)} examples ({self.examples.name}), {len(self.held_out)} held out ({self.held_out.name})"
