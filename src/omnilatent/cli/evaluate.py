@@ -1,6 +1,7 @@
 """`omnilatent evaluate NAME --data DATA`: one codec under the protocol; the same report as `compare`, for one.
 
-- `Evaluate`: the command's options, those of `compare` and `--json` (also `--output`).
+- `Evaluate`: the command's options, those of `compare` and `--json` (also `--output`). An any-to-any model has its own
+  (evaluate_omni.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tyro.conf import arg
 from ..errors import UserError
 from .compare import Measuring, measure, show
 from .folders import check_writable
+from .names import is_any_to_any
 from .parse import parse
 
 
@@ -30,6 +32,11 @@ class Evaluate(Measuring):
 
 def main(argv: list[str]) -> None:
     """Run the command."""
+    if any(arg.partition("=")[0] == "--mode" or is_any_to_any(arg) for arg in argv):
+        from .evaluate_omni import main as evaluate_omni
+
+        evaluate_omni(argv)
+        return
     options = parse(Evaluate, "evaluate", argv)
     if options.json is not None and options.json.is_dir():
         raise UserError(f"--json {options.json} is a folder: give a file, such as {options.json / 'results.json'}.")

@@ -1,6 +1,7 @@
 """The NAMEs of a command line: refused early where they are no codecs, opened, and shortened for a report.
 
 - `check_names`: before anything heavy is imported.
+- `is_any_to_any`: what `evaluate` has other options for.
 - `load_codecs`: every name as a `Codec` that decodes, with a label of its own.
 - `short_label`, `distinct`: what a report calls them.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..hub import WEIGHTLESS, locate, recognise, split_label
+from ..hub import WEIGHTLESS, locate, read_json, recognise, split_label
 
 if TYPE_CHECKING:
     from ..codec import Codec
@@ -26,6 +27,14 @@ def check_names(names: Sequence[str]) -> None:
         is_local = Path(target).expanduser().exists()
         if target not in WEIGHTLESS and (is_local or "/" not in target):
             recognise(locate(target))
+
+
+def is_any_to_any(name: str) -> bool:
+    """Whether a name is the path of an any-to-any model."""
+    place = Path(split_label(name)[1]).expanduser()
+    if name.startswith("-") or not place.is_dir():
+        return False
+    return any(read_json(file).get("kind") == "omni" for file in (locate(str(place)) / "config.json",) if file.exists())
 
 
 def load_codecs(names: Sequence[str], dtype: str) -> list[Codec]:

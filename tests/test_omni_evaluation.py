@@ -1,0 +1,74 @@
+"""`omnilatent evaluate` of an any-to-any model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnilatent.cli.main import main
+from omnilatent.omni.evaluation import latents, reconstruction, translation
+from omnilatent.omni.examples import collate, open_examples
+from omnilatent.omni.model import OmniLatentModel
+from omnilatent.omni.recipes import debug_omni
+from omnilatent.omni.saving import save
+from omnilatent.omni.tokenizer import ByteTokenizer
+
+
+@pytest.fixture(scope="module")
+def model() -> OmniLatentModel:
+    torch.manual_seed(0)
+    return OmniLatentModel(debug_omni().model).eval()
+
+
+@pytest.fixture(scope="module")
+def data(model: OmniLatentModel) -> dict[str, torch.Tensor]:
+    held_out = open_examples("digits", None, 0, model.config)[1]
+    return collate([held_out.sample(i) for i in range(8)], ByteTokenizer())
+
+
+def test_figures_have_their_nulls(model: OmniLatentModel, data: dict[str, torch.Tensor]) -> None:
+    whole = reconstruction(model, data)
+    assert set(whole) == {"text", "audio", "image", "video"} and set(whole["image"]) == {"mse", "psnr", "cosine"}
+    pairs = translation(model, data)
+    assert len(pairs) == 8 and all(f["valid"] == 1 for f in pairs.values())
+    assert all(f["moves"] > 0 for f in pairs.values())
+    found = latents(model, data)
+    assert found["image↔video"]["chance"] == 1 / 8 and len(found) == 4 + 6
+
+
+def test_a_model_that_looks_at_no_source_does_not_move(data: dict[str, torch.Tensor]) -> None:
+    class Deaf(OmniLatentModel):
+        def read(self, inputs, vectors=None, keep=False):  # noqa: ANN001, ANN202
+            return super().read({name: torch.full_like(t, 5) if name == "text" else torch.zeros_like(t)
+                                 for name, t in inputs.items()}, vectors, keep)
+
+    pairs = translation(Deaf(debug_omni().model).eval(), data)
+    assert all(f["moves"] < 1e-5 for f in pairs.values())
+
+
+def test_latents_that_are_one_find_each_other(data: dict[str, torch.Tensor]) -> None:
+    class Oracle(OmniLatentModel):
+        def read(self, inputs, vectors=None, keep=False):  # noqa: ANN001, ANN202
+            source = super().read(inputs, vectors, keep)
+            return type(source)(source.read, torch.eye(8, 32), 8, source.tokens)
+
+    found = latents(Oracle(debug_omni().model).eval(), data)
+    assert found["text↔video"] == pytest.approx({"cosine": 1, "cosine_of_others": 0, "recall": 1, "chance": 1 / 8})
+
+
+def test_the_command_writes_what_it_says(model: OmniLatentModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "model"
+    run.mkdir()
+    save(run, model, ByteTokenizer(), None, "card")
+    assert main(["evaluate", str(run), "--count", "4", "--output", str(tmp_path / "figures.json")]) == 0
+    said = capsys.readouterr().out
+    record = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert set(record["translate"]) >= {"image→text", "text→video"} and "reconstruct, 4 examples of digits/test" in said
+    assert main(["evaluate", str(run), "--mode", "latent", "--count", "4"]) == 0
+    assert "recall" in capsys.readouterr().out
+    for argv, sentence in ((["--count", "1"], "take at least 2 examples"), (["--mode", "file"], "takes --input-file FILE")):
+        assert main(["evaluate", str(run), *argv]) == 2
+        assert sentence in capsys.readouterr().err
+    assert main(["evaluate", "kl-f8-small", "--mode", "all"]) == 2
+    assert "is a model of the kind 'kl'" in capsys.readouterr().err
