@@ -38,7 +38,7 @@ class Tile:
 
     def at(self, d: int) -> Tile:
         """Wider rows take smaller tiles, or registers spill and shared memory does not suffice."""
-        return self if d <= 16 else Tile(64, 32, 4, 2) if d <= 32 else Tile(32, 32, 4, 2) if d <= 64 else Tile(16, 16, 2, 2)
+        return self if d <= 16 else Tile(64, 32, 4, 2) if d <= 32 else Tile(32, 32, 4, 2) if d <= 64 else Tile(16, 16, 4, 2)
 
     def sizes(self, d: int) -> dict[str, int]:
         """The constants of a kernel."""

@@ -19,7 +19,7 @@ from .triton_pack import (NONE, Packed, Tile, doubled, exponents, folded, inner,
                           store_halves, weighted_sum, whole)
 from .triton_search import load_centred, load_rows, store_rows
 
-FORWARD, USAGE, VECTORS, CODES = Tile(64, 128), Tile(128, 64), Tile(64, 128, stages=2), Tile(64, 64)
+FORWARD, USAGE, VECTORS, CODES = Tile(64, 128), Tile(128, 64), Tile(64, 128, stages=2), Tile(64, 32)
 _PROGRAMS = 1056  # eight for each of an H100's 132 processors
 
 
