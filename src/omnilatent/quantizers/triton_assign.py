@@ -75,8 +75,9 @@ def turn(
     n = vectors.numel() // d
     grad_vectors, grad_codes = torch.empty_like(vectors), torch.empty_like(codes) if wanted else None
     with torch.cuda.device_of(vectors):
-        _turn[(triton.cdiv(n, size),)](vectors, codes, grad, pulled, pulling, grad_vectors, grad_codes if wanted else grad_vectors, n,
-                                       2 / vectors.numel(), rotation, wanted, d, triton.next_power_of_2(d), size)
+        _turn[(triton.cdiv(n, size),)](vectors, codes, grad, pulled, pulling, grad_vectors,
+                                       grad_codes if wanted else grad_vectors, n, 2 / vectors.numel(), rotation, wanted, d,
+                                       triton.next_power_of_2(d), size)
     return grad_vectors, grad_codes
 
 
@@ -86,7 +87,8 @@ def add(parts: Tensor, indices: Tensor, codebook_size: int) -> Tensor:
     books, n, d = parts.shape
     sums, size = parts.new_zeros(books, codebook_size, d + 1), rows_at_once(d)
     with torch.cuda.device_of(parts):
-        _add[(triton.cdiv(books * n, size),)](parts, places, sums, books * n, n, codebook_size, d, triton.next_power_of_2(d + 1), size)
+        _add[(triton.cdiv(books * n, size),)](parts, places, sums, books * n, n, codebook_size, d,
+                                              triton.next_power_of_2(d + 1), size)
     return sums
 
 

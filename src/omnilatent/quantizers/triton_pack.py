@@ -29,7 +29,7 @@ NONE = tl.constexpr(-1e30)  # exponent of a code that is not there
 @dataclass(frozen=True)
 class Tile:
     """Rows that a program holds, rows of the other side that it takes at a time, warps and stages of loading ahead, for
-    vectors up to 16 wide; `at` gives those for any width."""
+    vectors up to 8 wide; `at` gives those for any width."""
 
     held: int = 64
     streamed: int = 64
@@ -38,7 +38,11 @@ class Tile:
 
     def at(self, d: int) -> Tile:
         """Wider rows take smaller tiles, or registers spill and shared memory does not suffice."""
-        return self if d <= 16 else Tile(64, 32, 4, 2) if d <= 32 else Tile(32, 32, 4, 2) if d <= 64 else Tile(16, 16, 4, 2)
+        if d <= 8:
+            return self
+        if d <= 16:
+            return Tile(64, 64, 4, 3)
+        return Tile(64, 32, 4, 2) if d <= 32 else Tile(32, 32, 4, 2) if d <= 64 else Tile(16, 16, 4, 2)
 
     def sizes(self, d: int) -> dict[str, int]:
         """The constants of a kernel."""
@@ -66,7 +70,8 @@ def _pack(z_pointer, c_pointer, centre_pointer, alive_pointer, tau_pointer, z_wi
     if block < blocks:
         _pack_rows(z_pointer, centre_pointer, alive_pointer, tau_pointer, z_wide, z_half, n, block, True, False, d, D, ROWS)
     else:
-        _pack_rows(c_pointer, centre_pointer, alive_pointer, tau_pointer, c_wide, c_half, k, block - blocks, False, PRUNED, d, D, ROWS)
+        _pack_rows(c_pointer, centre_pointer, alive_pointer, tau_pointer, c_wide, c_half, k, block - blocks, False, PRUNED,
+                   d, D, ROWS)
 
 
 @triton.jit

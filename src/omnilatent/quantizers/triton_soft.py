@@ -233,8 +233,9 @@ def of_vectors(
     """Gradient `(n, d)` and level `(n,)`."""
     (n, d), tile = vectors.shape, VECTORS.at(vectors.shape[1])
     grad, level = torch.empty_like(vectors), vectors.new_empty(n)
-    _vectors[(triton.cdiv(n, tile.held),)](packed.z_wide, packed.c_wide, packed.c_half, g_half, log_sum, vectors, centre, average,
-                                           e, grad_peak, grad_usage, offset, grad, level, n, len(grad_usage), tau, **tile.sizes(d))
+    _vectors[(triton.cdiv(n, tile.held),)](packed.z_wide, packed.c_wide, packed.c_half, g_half, log_sum, vectors, centre,
+                                           average, e, grad_peak, grad_usage, offset, grad, level, n, len(grad_usage), tau,
+                                           **tile.sizes(d))
     return grad, level
 
 
