@@ -100,13 +100,15 @@ def tiles(name: str) -> str:
 
 def quantizers(name: str) -> str:
     record = results(name)
-    rows = [[row["quantizer"], row["from"], f"{row['codes']:,}", number(row["ms"], 2), number(row["peak_gib"], 3)]
-            for row in record["rows"]]
+    alone = any("device_ms" in row for row in record["rows"])
+    rows = [[row["quantizer"], row["from"], f"{row['codes']:,}", number(row["ms"], 2),
+             *([number(row.get("device_ms"), 2)] if alone else []), number(row["peak_gib"], 3)] for row in record["rows"]]
+    heads = ["quantizer", "from", "codes", "ms", *(["as a CUDA graph [ms]"] if alone else []), "peak GiB"]
     versions = ", ".join(f"{library} {version}" for library, version in record["versions"].items())
     return (f"{record['device']}, {versions}, {record['options']['vectors']:,} vectors of {record['options']['dim']} numbers, forward "
             f"and backward, median of {record['options']['calls']} calls. Largest relative difference from float64: "
             f"{max(record['parity'].values()):.1e}.\n\n`python benchmarks/quantizer_speed.py`\n\n"
-            + table(["quantizer", "from", "codes", "ms", "peak GiB"], rows, 2))
+            + table(heads, rows, 2))
 
 
 def organic_speed(runs: dict[str, Any]) -> str:

@@ -157,6 +157,14 @@ def test_residual_stages_lower_the_error_and_pass_the_gradient_once(kind: str) -
     assert kind == "simvq" or errors == sorted(errors, reverse=True) and errors[-1] < 0.9 * errors[0]
 
 
+def test_what_the_gradient_needs_is_not_overwritten_unnoticed() -> None:
+    vectors = torch.randn(1, 30, 8, requires_grad=True)
+    quantized = small("vq")(vectors).quantized
+    quantized.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        quantized.sum().backward()
+
+
 def test_a_product_of_different_quantizers() -> None:
     product = ProductQuantizer([small("vq", 3), small("lgq", 5)])
     vectors = torch.randn(2, 9, 8, requires_grad=True)

@@ -1,9 +1,4 @@
-"""The search and the soft assignment: tiles = definition = kernels, and the limit τ → 0."""
-
-import importlib.util
-import os
-import subprocess
-import sys
+"""The search and the soft assignment: tiles = definition, and the limit τ → 0."""
 
 import pytest
 import torch
@@ -12,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from omnilatent.quantizers.search import Tiles, nearest_codes
-from omnilatent.quantizers.soft import SoftAssignment, plain_soft_assignment, soft_assignment
+from omnilatent.quantizers.soft import plain_soft_assignment, soft_assignment
 
 
 def batch(n: int, k: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -103,40 +98,3 @@ def test_memory_stays_far_below_vectors_times_codes() -> None:
         sum(t.sum() for t in soft[:4]).backward()
         assert torch.equal(nearest_codes(vectors, codes), soft.indices)
     assert largest <= 2**20 < 256 * 2**16
-
-
-# The kernels: on a GPU as they are; without one in Triton's interpreter, in its own process, where Triton is installed.
-
-
-def check_kernels(device: str) -> None:
-    from omnilatent.quantizers.triton_search import nearest
-
-    for n, k, d in ((70, 150, 8), (33, 65, 40)):
-        vectors, codes = batch(n, k, d)
-        vectors, codes = (vectors - 3) * (8 / d) ** 0.5, (codes - 3) * (8 / d) ** 0.5
-        alive = torch.arange(k) >= 64  # the first tile of 64 holds none
-        for tau, mask in ((1.0, None), (0.1, None), (0.5, alive)):
-            exact = with_gradients(plain_soft_assignment, vectors.double(), codes.double(), tau, alive=mask)
-            on_device = None if mask is None else mask.to(device)
-            kernels = with_gradients(soft_assignment, vectors.to(device), codes.to(device), tau, alive=on_device)
-            for name, a, b in zip((*SoftAssignment._fields, "∂vectors", "∂codes"), kernels, exact, strict=True):
-                worst = (a.cpu() - b).abs().max() / b.abs().max()
-                assert worst <= 1e-4, f"{name} differs by {worst:.2g} at τ = {tau}, {n} × {k} × {d}"
-            found = nearest(vectors.to(device), codes.to(device), codes.mean(0).to(device), on_device).cpu()
-            assert torch.equal(found, exact[4]), f"other nearest codes at {n} × {k} × {d}"
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the kernels were not run on a GPU")
-def test_kernels_give_the_definitions_values_on_a_gpu() -> None:
-    check_kernels("cuda")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (CPU build of PyTorch)")
-def test_kernels_give_the_definitions_values_in_the_interpreter() -> None:
-    script = ("import sys, warnings; sys.path.insert(0, sys.argv[1]); warnings.simplefilter('ignore')\n"
-              "import test_quantizers_soft as tests; from omnilatent.quantizers import soft\n"
-              "soft.fused = lambda vectors: vectors.dtype == tests.torch.float32\n"
-              "tests.check_kernels('cpu')")
-    done = subprocess.run([sys.executable, "-c", script, os.path.dirname(__file__)], capture_output=True, text=True,
-                          env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]

@@ -2,7 +2,7 @@
 
 - `Quantized`: what `forward` returns.
 - `Quantizer`: the base class; it knows the two layouts, so that a quantizer itself only sees rows of vectors.
-- `straight_through`: one tensor's values with another's gradient.
+- `straight_through`: one tensor's values with another's gradient. `stacked`: several books' tensors.
 - `project`: a linear layer at the input's precision; `check_divides`: the width of each book's part.
 
     quantizer = build_quantizer("lgq", dim=8, codebook_size=512)
@@ -61,6 +61,14 @@ class Quantizer(nn.Module, ABC):
     def parameter_count(self) -> int:
         """Numbers that decoding needs: the parameters, and codebooks where these are buffers."""
         return sum(p.numel() for p in self.parameters())
+
+    def split(self, rows: Tensor) -> Tensor:
+        """`(n, dim)` → each book's part `(books, n, width)`."""
+        return rows.view(len(rows), self.num_codebooks, -1).transpose(0, 1)
+
+    def join(self, parts: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        return parts.transpose(0, 1).reshape(-1, self.dim)
 
     @property
     def description(self) -> str:
@@ -128,7 +136,7 @@ class Quantizer(nn.Module, ABC):
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values: Tensor, source: Tensor) -> Tensor:  # noqa: ANN001
-        return values.clone()
+        return values.detach()
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[None, Tensor]:  # noqa: ANN001
@@ -138,6 +146,11 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through(values: Tensor, source: Tensor) -> Tensor:
     """`values` exactly (`source + (values − source)` would round), with the gradient passed on to `source`."""
     return _StraightThrough.apply(values.detach(), source)
+
+
+def stacked(tensors: list[Tensor], dim: int) -> Tensor:
+    """`torch.stack`, without a copy where there is one."""
+    return torch.stack(tensors, dim) if len(tensors) > 1 else tensors[0].unsqueeze(dim)
 
 
 def project(layer: nn.Module, vectors: Tensor) -> Tensor:

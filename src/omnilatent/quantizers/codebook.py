@@ -1,7 +1,7 @@
 """Quantizers that own a codebook: its start at the data, the count of what is chosen, codes that die.
 
 - `CodebookQuantizer`: the base of LGQ and VQ.
-- `assign`: the chosen codes, their distance, and the gradients of both.
+- `assign`: the chosen codes, their distance, and the gradients of both. `sums_of_codes`: what a batch adds to each code.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .base import Quantizer, check_divides
+from .base import Quantizer, check_divides, stacked
 from .ranks import draw_rows, sum_over_ranks
+from .search import fused
 
 
 class Renewal(Protocol):
@@ -52,17 +54,9 @@ class CodebookQuantizer(Quantizer):
         """Keep the clock as numbers too: to read the buffer would make a GPU wait at every step."""
         module.seed, module.steps = (int(v) for v in module.clock.tolist())
 
-    def split(self, rows: Tensor) -> Tensor:
-        """`(n, dim)` → each book's part `(books, n, width)`."""
-        return rows.view(len(rows), self.num_codebooks, self.width).transpose(0, 1)
-
-    def join(self, parts: Tensor) -> Tensor:
-        """The inverse of `split`."""
-        return parts.transpose(0, 1).reshape(-1, self.dim)
-
     def chosen(self, indices: Tensor) -> Tensor:
         """Codes `(n, books)` → their vectors `(books, n, width)`."""
-        return torch.stack([codes[column] for codes, column in zip(self.codebook, indices.T, strict=True)])
+        return stacked([codes[column] for codes, column in zip(self.codebook, indices.T, strict=True)], 0)
 
     def look_up(self, indices: Tensor) -> Tensor:
         return self.join(self.chosen(indices).float())
@@ -76,12 +70,11 @@ class CodebookQuantizer(Quantizer):
             self.counts.copy_(share.expand_as(self.counts))
 
     @torch.no_grad()
-    def count(self, indices: Tensor) -> Tensor:
-        """Count a batch's codes `(n, books)` into the moving average; returns this batch's counts `(books, K)`."""
+    def count(self, indices: Tensor) -> None:
+        """Count a batch's codes `(n, books)` into the moving average."""
         ones = self.counts.new_ones(indices.T.shape)
         batch = sum_over_ranks(torch.zeros_like(self.counts).scatter_add_(1, indices.T, ones))
         self.counts.lerp_(batch, 1 - self.renewal.usage_decay)
-        return batch
 
     def dead(self) -> Tensor:
         """bool `(books, K)`: codes chosen less than `dead_below` of the mean."""
@@ -91,7 +84,7 @@ class CodebookQuantizer(Quantizer):
     def renew(self, parts: Tensor) -> None:
         """At the end of a training step: move the clock on, and, when it is time, dead codes to vectors of the batch."""
         self.steps += 1
-        self.clock[1] += 1
+        self.clock[1].add_(1)
         if self.steps % self.renewal.renew_every or self.renewal.dead_codes == "keep":
             return
         if self.renewal.dead_codes == "prune":
@@ -111,16 +104,18 @@ class _Assign(torch.autograd.Function):
     def forward(ctx, vectors: Tensor, codes: Tensor, rotation: bool) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN001
         ctx.save_for_backward(vectors, codes)
         ctx.rotation = rotation
-        return _values(vectors, codes)
+        distance = torch.nn.functional.mse_loss(vectors, codes)
+        return codes.detach(), distance, distance.detach()
 
     @staticmethod
-    def backward(ctx, grad: Tensor, pulled: Tensor, pulling: Tensor) -> tuple[Tensor, Tensor, None]:  # noqa: ANN001
-        return *_gradients(*ctx.saved_tensors, grad, pulled, pulling, ctx.rotation), None
+    @once_differentiable
+    def backward(ctx, grad: Tensor, pulled: Tensor, pulling: Tensor) -> tuple[Tensor, Tensor | None, None]:  # noqa: ANN001
+        vectors, codes = ctx.saved_tensors
+        if fused(vectors):
+            from .triton_assign import turn
 
-
-def _values(vectors: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    distance = (vectors - codes).square().mean()
-    return codes.clone(), distance, distance.clone()
+            return *turn(vectors, codes, grad, pulled, pulling, ctx.rotation, ctx.needs_input_grad[1]), None
+        return *_gradients(vectors, codes, grad, pulled, pulling, ctx.rotation), None
 
 
 def _gradients(
@@ -141,6 +136,20 @@ def assign(vectors: Tensor, codes: Tensor, rotation: bool) -> tuple[Tensor, Tens
 
     The first sends its gradient to `vectors` alone: through the rotation and scaling that takes each vector to its code,
     both held constant (Fifty et al. 2024, arXiv 2410.06424: R = I − 2 m mᵀ + 2 ĉ ẑᵀ with m the unit vector along ẑ + ĉ),
-    or straight. The first distance sends its gradient to `vectors`, the second to `codes`.
+    or straight. The first distance sends its gradient to `vectors`, the second to `codes`. The first result must not be
+    written into: the gradient is computed from it.
     """
     return _Assign.apply(vectors, codes, rotation)
+
+
+@torch.no_grad()
+def sums_of_codes(parts: Tensor, indices: Tensor, codebook_size: int) -> Tensor:
+    """Of each code, the vectors of `parts` `(books, n, d)` that chose it, by `indices` `(n, books)`: `(books, K, d + 1)`,
+    their sum and last their number."""
+    if fused(parts):
+        from .triton_assign import add
+
+        return add(parts, indices, codebook_size)
+    rows = torch.nn.functional.pad(parts, (0, 1), value=1.0)
+    sums = rows.new_zeros(len(rows), codebook_size, rows.shape[2])
+    return sums.scatter_add_(1, indices.T[..., None].expand_as(rows), rows)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .base import straight_through
+from .base import stacked, straight_through
 from .codebook import CodebookQuantizer
 from .config import LGQConfig
 from .ranks import mean_over_ranks
@@ -91,12 +91,12 @@ class LGQ(CodebookQuantizer):
             else:
                 indices.append(nearest_codes(part, codes, mask))
                 quantized.append(codes[indices[-1]])
-        codes = torch.stack(indices, 1)
-        named = {name: sum(each[name] for each in losses) for name in (losses[0] if losses else {})}
+        codes, (first, *others) = stacked(indices, 1), losses or [{}]
+        named = {name: sum((each[name] for each in others), loss) for name, loss in first.items()}
         if self.training:
             self.count(codes)
             self.renew(parts.detach())
-        return torch.cat(quantized, 1), codes, named
+        return self.join(stacked(quantized, 0)), codes, named
 
     def _losses(self, soft: SoftAssignment, tau: float | Tensor, log_k: float | Tensor) -> dict[str, Tensor]:
         """One book's share of the losses; its codes alive are exp(`log_k`)."""
@@ -116,6 +116,7 @@ class LGQ(CodebookQuantizer):
 @torch.no_grad()
 def _variance(codes: Tensor, alive: Tensor | None) -> Tensor:
     """The codes' mean variance a coordinate, of those alive."""
-    share = (torch.ones_like(codes[:, 0]) if alive is None else alive.to(codes.dtype))[:, None]
-    share = share / share.sum()
+    if alive is None:
+        return codes.var(0, correction=0).mean().clamp_min(1e-12)
+    share = alive.to(codes.dtype)[:, None] / alive.sum()
     return (share * (codes - (share * codes).sum(0)).square()).sum(0).mean().clamp_min(1e-12)

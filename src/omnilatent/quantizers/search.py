@@ -92,8 +92,8 @@ def tile_elements(like: Tensor) -> int:
 
 
 def fused(vectors: Tensor) -> bool:
-    """Whether the Triton kernels take these vectors."""
-    return vectors.is_cuda and vectors.dtype == torch.float32 and vectors.shape[1] <= MAX_FUSED_DIM and _has_triton()
+    """Whether the Triton kernels take these vectors `(…, d)`."""
+    return vectors.is_cuda and vectors.dtype == torch.float32 and vectors.shape[-1] <= MAX_FUSED_DIM and _has_triton()
 
 
 @cache

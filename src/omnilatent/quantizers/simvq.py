@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.keyed import draws
-from .base import Quantizer, check_divides
+from .base import Quantizer, check_divides, stacked
 from .codebook import assign
 from .config import SimVQConfig
 from .search import nearest_codes
@@ -37,22 +37,18 @@ class SimVQ(Quantizer):
         return self.frozen.numel() + super().parameter_count()
 
     def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        quantized, indices, commitment, codebook = [], [], 0.0, 0.0
-        for part, frozen, linear in zip(rows.split(self.width, 1), self.frozen, self.maps, strict=True):
-            weight = linear.weight.to(part.dtype)
-            frozen = frozen.to(part.dtype)
+        parts, codes, indices = self.split(rows), [], []
+        for part, frozen, linear in zip(parts, self.frozen.to(rows.dtype), self.maps, strict=True):
+            weight = linear.weight.to(rows.dtype)
             with torch.no_grad():
-                index = nearest_codes(part, frozen @ weight.T)
-            codes = frozen[index] @ weight.T  # of the chosen ones alone: the gradient never sees all K
-            values, pulled, pulling = assign(part, codes, self.config.rotation)
-            commitment, codebook = commitment + pulled, codebook + pulling
-            quantized.append(values)
-            indices.append(index)
+                indices.append(nearest_codes(part, frozen @ weight.T))
+            codes.append(frozen[indices[-1]] @ weight.T)  # of the chosen ones alone: the gradient never sees all K
+        values, pulled, pulling = assign(parts, stacked(codes, 0), self.config.rotation)
         losses = {}
         if self.learning:
-            losses["codebook"] = self.config.codebook_weight / self.num_codebooks * codebook
-            losses["commitment"] = self.config.commitment_weight / self.num_codebooks * commitment
-        return torch.cat(quantized, 1), torch.stack(indices, 1), losses
+            losses["codebook"] = self.config.codebook_weight * pulling
+            losses["commitment"] = self.config.commitment_weight * pulled
+        return self.join(values), stacked(indices, 1), losses
 
     def look_up(self, indices: Tensor) -> Tensor:
         books = zip(indices.T, self.frozen, self.maps, strict=True)

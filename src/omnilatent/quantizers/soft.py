@@ -57,42 +57,42 @@ def soft_assignment(
 class _Soft(torch.autograd.Function):
     @staticmethod
     def forward(ctx, vectors, codes, tau, alive, elements):  # noqa: ANN001, ANN205
-        # Both about the codes' mean: p does not change when they move alike, so the mean needs no gradient.
-        vectors, codes, norms, centre = centred(vectors, codes, alive)
-        tau = tau if isinstance(tau, Tensor) else norms.new_full((), tau)
-        ctx.tiles = Tiles(len(vectors), len(codes), elements or tile_elements(vectors))
-        if fused(vectors):
+        tau = tau if isinstance(tau, Tensor) else codes.new_full((), tau)
+        ctx.fused = fused(vectors)
+        if ctx.fused:
             from .triton_soft import forward
 
+            vectors, centre = vectors.contiguous(), codes.mean(0)
             with torch.cuda.device_of(vectors):
-                average, low, log_sum, peak, sums, indices = forward(vectors, codes, norms, tau)
+                found, (packed, log_sum) = forward(vectors, codes.contiguous(), centre, tau, alive)
+            average, _, peak, usage, _ = found
+            ctx.save_for_backward(vectors, centre, tau, average, peak, usage, log_sum, *packed)  # renewal writes into the codes
         else:
-            average, low, log_sum, peak, sums, indices = _forward(vectors, codes, norms, tau, ctx.tiles)
-        moved, energy, usage = _results(vectors, average, centre, low, log_sum, sums, tau)
-        ctx.save_for_backward(vectors, codes, norms, low, log_sum, average, peak, usage, tau)
-        ctx.mark_non_differentiable(indices)
-        return moved, energy, peak, usage, indices
+            # Both about the codes' mean: p does not change when they move alike, so the mean needs no gradient.
+            vectors, codes, norms, centre = centred(vectors, codes, alive)
+            ctx.tiles = Tiles(len(vectors), len(codes), elements or tile_elements(vectors))
+            average, low, log_sum, peak, usage, indices = _forward(vectors, codes, norms, tau, ctx.tiles)
+            ctx.save_for_backward(vectors, codes, norms, low, log_sum, average, peak, usage, tau)
+            found = average + centre, low - tau * log_sum + vectors.square().sum(1), peak, usage, indices
+        ctx.mark_non_differentiable(found[4])
+        return found
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_average, grad_energy, grad_peak, grad_usage, _):  # noqa: ANN001, ANN205
-        vectors, codes, norms, low, log_sum, average, peak, usage, tau = ctx.saved_tensors
-        grads = _known(average, peak, usage, grad_average, grad_energy, grad_peak, grad_usage)
-        if fused(vectors):
+    def backward(ctx, *grads):  # noqa: ANN001, ANN002, ANN205
+        if ctx.fused:
+            from .triton_pack import Packed
             from .triton_soft import backward
 
+            vectors, centre, tau, average, peak, usage, log_sum, *packed = ctx.saved_tensors
+            wanted = [grad.contiguous() for grad in grads[:4]]
             with torch.cuda.device_of(vectors):
-                grad_vectors, grad_codes = backward(vectors, codes, norms, low, log_sum, average, tau, *grads)
+                found = backward(vectors, centre, tau, average, peak, usage, Packed(*packed), log_sum, *wanted)
         else:
-            grad_vectors, grad_codes = _backward(vectors, codes, norms, low, log_sum, average, tau, ctx.tiles, *grads)
-        return grad_vectors, grad_codes, None, None, None
-
-
-def _results(
-    vectors: Tensor, average: Tensor, centre: Tensor, low: Tensor, log_sum: Tensor, sums: Tensor, tau: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Average, energy and usage from what the tiles or kernels found."""
-    return average + centre, low - tau * log_sum + vectors.square().sum(1), sums.sum(0) / len(vectors)
+            vectors, codes, norms, low, log_sum, average, peak, usage, tau = ctx.saved_tensors
+            known = _known(average, peak, usage, *grads[:4])
+            found = _backward(vectors, codes, norms, low, log_sum, average, tau, ctx.tiles, *known)
+        return *found, None, None, None
 
 
 def _known(
@@ -112,7 +112,7 @@ def _known(
 def _forward(
     vectors: Tensor, codes: Tensor, norms: Tensor, tau: Tensor, tiles: Tiles
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Average, least distance − ‖z‖², log Σ exp((least − d)/τ), peak, Σ p over the vectors as `(1, k)`, indices."""
+    """Average, least distance − ‖z‖², log Σ exp((least − d)/τ), peak, usage, indices."""
     n = len(vectors)
     average, usage = torch.empty_like(vectors), torch.zeros_like(norms)
     low, log_sum, peak = (vectors.new_empty(n) for _ in range(3))
@@ -139,7 +139,7 @@ def _forward(
         else:
             for part in tiles.codes():
                 usage[part] += _probabilities(z, codes[part], norms[part], least, log_sum[rows], tau).sum(0)
-    return average, low, log_sum, peak, usage[None], indices
+    return average, low, log_sum, peak, usage / n, indices
 
 
 def _backward(

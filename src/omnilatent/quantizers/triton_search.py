@@ -1,6 +1,6 @@
 """The nearest code on a GPU: distances, minimum and its place in one kernel that holds one tile at a time.
 
-- `nearest`: the search; `Launch`, `load_rows`, `tile_distances`: what the kernels of triton_soft.py share.
+- `nearest`: the search. `load_rows`, `load_centred`, `store_rows`: what all kernels share.
 
 Import this only where Triton is installed. TRITON_INTERPRET=1 runs the kernels on CPU tensors, for tests.
 Products are `tf32x3`: three tensor-core products that together carry float32's digits.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Launch:
-    """Tile sizes and warps of a kernel for vectors up to 32 wide; `at` gives those for any width."""
+    """Tile sizes and warps of the search for vectors up to 32 wide; `at` gives those for any width."""
 
     rows: int = 64
     codes: int = 64
@@ -47,10 +47,16 @@ def load_rows(pointer, index, count, d: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def tile_distances(z, c, norm_pointer, index, count, PRECISION: tl.constexpr):
-    """‖c‖² − 2 z·c of a tile; infinite beyond the last code."""
-    norms = tl.load(norm_pointer + index, mask=index < count, other=float("inf"))
-    return norms[None, :] - 2.0 * tl.dot(z, tl.trans(c), input_precision=PRECISION)
+def load_centred(pointer, centre_pointer, rows, n, d: tl.constexpr, D: tl.constexpr):
+    """Rows less the codes' mean, zero beyond the width."""
+    columns = tl.arange(0, D)
+    return load_rows(pointer, rows, n, d, D) - tl.load(centre_pointer + columns, mask=columns < d, other=0.0)[None, :]
+
+
+@triton.jit
+def store_rows(pointer, rows, n, x, d: tl.constexpr, D: tl.constexpr):
+    columns = tl.arange(0, D)
+    tl.store(pointer + rows.to(tl.int64)[:, None] * d + columns[None, :], x, mask=(rows < n)[:, None] & (columns < d)[None, :])
 
 
 @triton.jit
@@ -59,7 +65,7 @@ def _nearest(z_pointer, c_pointer, centre_pointer, alive_pointer, index_pointer,
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, D)
     centre = tl.load(centre_pointer + columns, mask=columns < d, other=0.0)[None, :]
-    z = load_rows(z_pointer, rows, n, d, D) - centre
+    z = load_centred(z_pointer, centre_pointer, rows, n, d, D)
     low = tl.full((ROWS,), float("inf"), tl.float32)
     best = tl.zeros((ROWS,), tl.int32)
     for start in range(0, k, CODES):

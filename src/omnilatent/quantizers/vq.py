@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .codebook import CodebookQuantizer, assign
+from .base import stacked
+from .codebook import CodebookQuantizer, assign, sums_of_codes
 from .config import VQConfig
 from .ranks import sum_over_ranks
-from .search import nearest_codes
+from .search import fused, nearest_codes
 
 _SMOOTHING = 1e-5  # Laplace, added to each count
 
@@ -34,7 +35,7 @@ class VQ(CodebookQuantizer):
         if self.training:
             self.start(parts.detach())
         books = zip(parts, self.codebook, strict=True)
-        indices = torch.stack([nearest_codes(part, codes.to(part.dtype)) for part, codes in books], 1)
+        indices = stacked([nearest_codes(part, codes.to(part.dtype)) for part, codes in books], 1)
         codes = self.chosen(indices).to(parts.dtype)
         values, distance, _ = assign(parts, codes, self.config.rotation)
         losses = {"commitment": self.config.commitment_weight * distance} if self.learning else {}
@@ -54,10 +55,9 @@ class VQ(CodebookQuantizer):
     @torch.no_grad()
     def move(self, parts: Tensor, indices: Tensor) -> None:
         """The moving averages of this step."""
-        self.count(indices)
-        places = indices.T[..., None].expand_as(parts)
-        sums = sum_over_ranks(torch.zeros_like(self.sums).scatter_add_(1, places, parts.to(self.sums.dtype)))
-        _average(self.codebook, self.sums, self.counts, sums, self.config.usage_decay)
+        batch = sum_over_ranks(sums_of_codes(parts.to(self.sums.dtype), indices, self.codebook_size))
+        self.counts.lerp_(batch[..., -1], 1 - self.config.usage_decay)
+        _average(self.codebook, self.sums, self.counts, batch, self.config.usage_decay)
 
     def renew(self, parts: Tensor) -> None:
         super().renew(parts)
@@ -66,8 +66,13 @@ class VQ(CodebookQuantizer):
 
 
 @torch.no_grad()
-def _average(codebook: Tensor, sums: Tensor, counts: Tensor, batch_sums: Tensor, decay: float) -> None:
-    sums.lerp_(batch_sums, 1 - decay)
+def _average(codebook: Tensor, sums: Tensor, counts: Tensor, batch: Tensor, decay: float) -> None:
+    if fused(codebook):
+        from .triton_assign import average
+
+        average(codebook, sums, counts, batch, decay, _SMOOTHING)
+        return
+    sums.lerp_(batch[..., :-1], 1 - decay)
     total = counts.sum(1, keepdim=True)
     smooth = (counts + _SMOOTHING) / (total + counts.shape[1] * _SMOOTHING) * total
     codebook.copy_(sums / smooth[..., None])
