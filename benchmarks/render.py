@@ -98,6 +98,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "stages": lambda: tables.stages("bench_kl_f8"),
         "two-gpus": lambda: tables.two_gpus("store_two_gpus"),
         "tiles": lambda: tables.tiles("tiles"),
+        "omni-peer": lambda: tables.omni_peer(tables.results("omni_peer")),
         "quantizers": lambda: tables.quantizers("quantizer_speed"),
     },
     "docs/organic.md": {

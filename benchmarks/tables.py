@@ -111,6 +111,20 @@ def quantizers(name: str) -> str:
             + table(heads, rows, 2))
 
 
+def omni_peer(record: dict[str, Any]) -> str:
+    """Ours beside the peer in its own setting."""
+    peer, made = record["peer"], record["image to image, dB, by steps of the flow (0: regression)"]
+    rows = [["ours", f"{record['named']:.1%}", number(made["0"], 1), number(made["8"], 1), f"{record['parameters']:,}",
+             number(record["CPU seconds a step"], 3)],
+            ["the peer", f"{peer['named']:.1%}", number(peer["psnr"], 1), "–", f"{peer['parameters']:,}",
+             number(peer["seconds a step"], 3)],
+            ["null: the mean picture", "10 %", number(record["mean image, dB"], 1), "–", "–", "–"],
+            ["null: the class's mean picture", "–", number(record["class mean, dB"], 1), "–", "–", "–"]]
+    return (f"`python benchmarks/omni_peer.py`, {record['steps']:,} steps of 32 by {record['optimizer'].capitalize()}, seed "
+            f"{record['seed']}, torch {record['torch']}, 200 test pictures.\n\n"
+            + table(["", "named rightly", "image → image [dB], regression", "by flow, 8 steps", "parameters", "CPU s a step"], rows))
+
+
 def organic_speed(runs: dict[str, Any]) -> str:
     """Of every run, on a CPU or a GPU: one picture; batches; more threads."""
     return "\n".join(_one_picture(run) + _batches(run) + _threads(run) for run in runs.values())
