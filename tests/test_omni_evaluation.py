@@ -67,7 +67,8 @@ def test_the_demo_runs_and_saves_a_picture_and_a_sound(tmp_path: Path, capsys: p
     demo.main(["--out", str(tmp_path), "--steps", "2"])
     said = capsys.readouterr().out
     assert "without it the logits are the same, bit by bit" in said and "text → text (8, 5, 259), audio (8, 64, 64)" in said
-    assert Image.open(tmp_path / "pictures.png").size == (8 * 32 * 3, 6 * 32 * 3)
+    with Image.open(tmp_path / "pictures.png") as picture:
+        assert picture.size == (8 * 32 * 3, 6 * 32 * 3)
     assert len(read_sound(tmp_path / "three.wav", 8_000)) == 63 * 128
 
 
