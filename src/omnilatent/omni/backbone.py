@@ -57,6 +57,7 @@ class Backbone(nn.Module):
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.rotary = Rotary(config.dim // config.heads)
         self.checkpointing = checkpointing
+        self._read_layer, self._extend_layer = _read_layer, _extend_layer
         for name, weight in self.named_parameters():  # residual branches begin small, the deeper the network the smaller
             if weight.ndim == 2:
                 scale = (2 * count) ** -0.5 if name.endswith(("out.weight", "down.weight")) else 1.0
@@ -64,6 +65,12 @@ class Backbone(nn.Module):
         for layer in self.layers:  # queries begin as keys: what is alike, and at the same place, attends to each other
             with torch.no_grad():
                 layer.qkv.weight[config.dim : 2 * config.dim] = layer.qkv.weight[: config.dim]
+
+    def compile_layers(self) -> None:
+        """Compile what every layer does, once for all of them; a hook that is registered later is seen."""
+        # sources alone or together, targets, with gradients and without are more cases than torch's 8
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        self._read_layer, self._extend_layer = (torch.compile(f) for f in (_read_layer, _extend_layer))
 
     def read(self, tokens: Tokens, hooks: Sequence[tuple[LatentNeuralHook, Tensor]] = (), keep: bool = False) -> Read:
         """Read a prefix.
@@ -77,7 +84,7 @@ class Backbone(nn.Module):
         for index, layer in enumerate(self.layers):
             there = [hook for hook, _ in hooks if index in hook.target_layers]
             gates = [hook.gate(index) for hook in there]
-            x, keys, changed = self._call(_read_layer, layer, x, turn, tokens.valid, [states[h.name] for h in there], gates)
+            x, keys, changed = self._call(self._read_layer, layer, x, turn, tokens.valid, [states[h.name] for h in there], gates)
             states |= {hook.name: hook.evolve(state) for hook, state in zip(there, changed, strict=True)}
             memory.append(keys)
             if keep:
@@ -90,7 +97,7 @@ class Backbone(nn.Module):
         """Target tokens `(b, m, dim)` at `positions` `(m, 3)` → their last states, normalised, and the memory with them."""
         turn, grown = self.rotary(positions), []
         for layer, before in zip(self.layers, memory, strict=True):
-            x, after = self._call(_extend_layer, layer, x, turn, before, causal)
+            x, after = self._call(self._extend_layer, layer, x, turn, before, causal)
             grown.append(after)
         return self.norm(x), grown
 

@@ -77,8 +77,7 @@ class OmniTask:
         self.ema = EMA(self.bare, config.optimizer.ema_decay)
         fast = config.run.compile and fabric.device.type == "cuda"
         if fast:
-            for layer in model.backbone.layers:
-                layer.compile(dynamic=True)
+            model.backbone.compile_layers()
         self.model, self.optimizer = fabric.setup(self.bare, self._optimizer())
         self.generator = torch.Generator(fabric.device)
 
