@@ -125,10 +125,15 @@ def open_kind(kind: str, path: Path, name: str) -> Codec:
     Raises:
         UserError: it is no codec.
     """
-    if kind in OTHERS:
-        raise UserError(f"{name} is {OTHERS[kind]}, and no codec: give an autoencoder or a tokenizer here.")
+    refuse_others(kind, name)
     module, function = OPENERS[kind].split(":")
     return getattr(import_module(module), function)(path, name)
+
+
+def refuse_others(kind: str, name: str) -> None:
+    """Raise a UserError where what `name` stands for is a model of ours, and no codec."""
+    if kind in OTHERS:
+        raise UserError(f"{name} is {OTHERS[kind]}, and no codec: give an autoencoder or a tokenizer here.")
 
 
 def bundled_names() -> list[str]:

@@ -1,8 +1,8 @@
-"""`omnilatent info` lists what there is; `omnilatent info NAME` describes one codec.
+"""`omnilatent info` lists what there is; `omnilatent info NAME` describes one codec, or one any-to-any model.
 
 - `InfoOptions`, `main`: the command.
 - `overview`: recipes, bundled models and codecs without weights; imports no torch.
-- `description`: one codec's latent, size, licence, weights and card.
+- `description`: one codec's latent, size, licence, weights and card. `any_to_any`: a model's modalities and the like.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from .. import hub
+from .names import is_any_to_any
 from .parse import parse
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InfoOptions:
-    """What there is: recipes and codecs; or one codec's latent space, size, licence and metrics."""
+    """What there is: recipes and codecs; or one model's latent space or modalities, size, licence and metrics."""
 
     name: tyro.conf.Positional[str | None] = None
     """A path, a bundled model or a hub id; without it, everything there is."""
@@ -32,7 +33,12 @@ class InfoOptions:
 
 def main(argv: list[str]) -> None:
     options = parse(InfoOptions, "info", argv)
-    print(overview() if options.name is None else description(hub.load(options.name)))
+    if options.name is None:
+        print(overview())
+    elif is_any_to_any(options.name):
+        print(any_to_any(options.name))
+    else:
+        print(description(hub.load(options.name)))
 
 
 def overview() -> str:
@@ -58,10 +64,20 @@ def _recipe(name: str) -> str:
 
 
 def _bundled(name: str) -> str:
-    spec = hub.read_config(hub.BUNDLED / name)["spec"]
+    config = hub.read_config(hub.BUNDLED / name)
     size = sum(file.stat().st_size for file in (hub.BUNDLED / name).glob("*.safetensors"))
-    licence = hub.card_licence(hub.BUNDLED / name)
-    return f"f{spec['downsampling']}, {spec['channels']} channels, {size / 1e6:.1f} MB, licence {licence}"
+    licence, spec = hub.card_licence(hub.BUNDLED / name), config["spec"]
+    what = f"f{spec['downsampling']}, {spec['channels']} channels" if spec is not None else hub.OTHERS[config["kind"]].split(",")[0]
+    return f"{what}, {size / 1e6:.1f} MB, licence {licence}"
+
+
+def any_to_any(name: str) -> str:
+    """Everything about an any-to-any model, one fact a line, then its card."""
+    from ..omni.description import facts
+
+    label, target = hub.split_label(name)
+    about, card = facts(target)
+    return table({"name": label or target, **about}, card)
 
 
 def description(codec: Codec) -> str:
@@ -81,9 +97,14 @@ def description(codec: Codec) -> str:
         "licence": origin.licence,
         "path": origin.path or "-",
     }
+    return table(facts, origin.card)
+
+
+def table(facts: dict[str, str], readme: str) -> str:
+    """One fact a line, then the card."""
     width = max(map(len, facts)) + 2
     text = "\n".join(f"{name + ':':<{width}}{value}" for name, value in facts.items())
-    card = card_body(origin.card)
+    card = card_body(readme)
     return f"{text}\n\n{card}" if card else text
 
 

@@ -14,27 +14,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..hub import WEIGHTLESS, locate, read_json, recognise, split_label
+from ..hub import WEIGHTLESS, bundled_names, locate, read_json, recognise, refuse_others, split_label
 
 if TYPE_CHECKING:
     from ..codec import Codec
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse a name that is no codec, before anything heavy is imported. Hub ids are left to the loading."""
+def check_names(names: Sequence[str], any_kind: bool = False) -> None:
+    """Refuse a name that is no codec, before anything heavy is imported; with `any_kind` only one that is no model at all. Hub
+    ids are left to the loading."""
     for name in names:
         _, target = split_label(name)
         is_local = Path(target).expanduser().exists()
         if target not in WEIGHTLESS and (is_local or "/" not in target):
-            recognise(locate(target))
+            kind = recognise(locate(target))
+            if not any_kind:
+                refuse_others(kind, target)
 
 
 def is_any_to_any(name: str) -> bool:
-    """Whether a name is the path of an any-to-any model."""
-    place = Path(split_label(name)[1]).expanduser()
-    if name.startswith("-") or not place.is_dir():
+    """Whether a name is an any-to-any model that is on this machine: a path, or a bundled model."""
+    target = split_label(name)[1]
+    place = Path(target).expanduser()
+    if name.startswith("-") or not (place.is_dir() or not place.exists() and target in bundled_names()):
         return False
-    return any(read_json(file).get("kind") == "omni" for file in (locate(str(place)) / "config.json",) if file.exists())
+    return any(read_json(file).get("kind") == "omni" for file in (locate(target) / "config.json",) if file.exists())
 
 
 def load_codecs(names: Sequence[str], dtype: str) -> list[Codec]:
