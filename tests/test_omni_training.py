@@ -145,7 +145,7 @@ def test_it_learns_to_name_and_to_copy_digits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("argv", "sentence"), [
-    (["--batch-size", "6"], "--batch-size 6 does not split into --jobs 4 equal parts"),
+    (["--accumulate", "2"], "--accumulate is not for omni recipes"),
     (["--data", "nowhere"], "nowhere"),
     (["--fused-share", "2"], "--fused-share is a share, 0 to 1; got 2"),
     (["--init", "kl-f8-small"], "kl-f8-small is a model of the kind 'kl', which turns no modality into another"),

@@ -34,7 +34,7 @@ class EvaluateOmni:
     input_file: Path | None = None
     """of --mode file: what to translate"""
     source: str | None = None
-    """of --mode file: its modality; by default the file's own"""
+    """of --mode file: its modality, which must be the file's own"""
     target: str | None = None
     """of --mode file: text, audio, image or video"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -45,10 +45,14 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     options = parse(EvaluateOmni, "evaluate", argv)
     if options.mode == "file":
+        from ..omni.files import modality_of
         from .translate import main as translate
 
         if options.input_file is None or options.target is None:
             raise UserError("--mode file takes --input-file FILE and --target text, audio, image or video.")
+        found = modality_of(options.input_file)
+        if options.source not in (None, found):
+            raise UserError(f"--source {options.source}: {options.input_file} is {found}.")
         translate([options.name, str(options.input_file), "--to", options.target])
         return
     if options.count < 2:

@@ -18,6 +18,7 @@ COMMANDS = {
     "clone": "a tiny gradient-free codec that learns from a big one: omnilatent clone NAME --data DATA",
     "compare": "several codecs side by side on the same images: report (HTML) and figures (JSON)",
     "evaluate": "the same for one codec",
+    "translate": "any modality into any other, on real files: omnilatent translate NAME FILE --to text",
     "encode": "images → a store of latents, at scale: omnilatent encode NAME DATA --out STORE",
     "decode": "a store of latents → pictures",
     "info": "recipes and codecs there are; one codec's spec, licence and metrics",

@@ -94,7 +94,7 @@ class PairConfig:
     fused_share: float = 0.2
     """Share of the examples whose source is several modalities at once."""
     jobs: int = 4
-    """Pairs a step, each for its part of the batch."""
+    """Pairs a step at most, each for an equal part of the batch."""
     flow_share: float = 0.5
     """Share of the pictures, sounds and videos that are learned by flow matching; the others by regression."""
     contrastive_weight: float = 0.0
@@ -127,8 +127,5 @@ class OmniTraining:
 
     def check(self, init: str | None) -> None:
         """Refuse what cannot be, before anything is opened."""
-        if self.run.batch_size % self.pairs.jobs:
-            raise UserError(f"--batch-size {self.run.batch_size} does not split into --jobs {self.pairs.jobs} equal parts: take a "
-                            f"multiple of {self.pairs.jobs}.")
         if self.run.accumulate > 1:
             raise UserError("--accumulate is not for omni recipes: take a smaller --batch-size, or --gradient-checkpointing.")

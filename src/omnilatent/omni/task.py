@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -69,9 +70,9 @@ class OmniTask:
 
     def setup(self, fabric: Fabric) -> None:
         self.fabric, config = fabric, self.config
-        if config.run.batch_size % (fabric.world_size * config.pairs.jobs):
-            raise UserError(f"--batch-size {config.run.batch_size} does not split evenly over {fabric.world_size} processes and "
-                            f"--jobs {config.pairs.jobs}: take a multiple of {fabric.world_size * config.pairs.jobs}.")
+        if config.run.batch_size % fabric.world_size:
+            raise UserError(f"--batch-size {config.run.batch_size} does not split evenly over {fabric.world_size} processes: take a "
+                            f"multiple of {fabric.world_size}.")
         model = self.build()
         self.bare = OmniLearning(model, config.pairs).to(fabric.device)
         self.ema = EMA(self.bare, config.optimizer.ema_decay)
@@ -106,8 +107,7 @@ class OmniTask:
             yield batch.pin_memory() if self.fabric.device.type == "cuda" else batch
 
     def halve(self, batch: OmniBatch) -> OmniBatch | None:
-        half = len(batch) // 2 // self.config.pairs.jobs * self.config.pairs.jobs
-        return batch.part(0, half) if half else None
+        return batch.part(0, len(batch) // 2) if len(batch) > 1 else None
 
     def step(self, batch: OmniBatch, position: int) -> Logged:
         config, o = self.config, self.config.optimizer
@@ -116,7 +116,8 @@ class OmniTask:
             group["lr"] = o.lr * share
         batch = batch.to(self.fabric.device)
         known = tuple(name for name in config.model.modalities if name in batch.data)
-        jobs = jobs_at(config.pairs, known, config.run.seed, position, config.run.steps)
+        pairs = replace(config.pairs, jobs=math.gcd(config.pairs.jobs, len(batch)))
+        jobs = jobs_at(pairs, known, config.run.seed, position, config.run.steps)
         size = len(batch) // len(jobs)
         parts = [batch.part(number * size, (number + 1) * size).data for number in range(len(jobs))]
         seed = (config.run.seed * 0x9E3779B97F4A7C15 + position * self.fabric.world_size + self.fabric.global_rank) % 2**63

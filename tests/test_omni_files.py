@@ -1,0 +1,255 @@
+"""Real files in and out of the any-to-any model: sound and its mel spectrograms, tokenizers, the digits world, `translate`."""
+
+import itertools
+import math
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers.audio_utils import mel_filter_bank
+
+from omnilatent import UserError
+from omnilatent.cli.main import main
+from omnilatent.data.digit_world import FRAMES, INNER, MEL, WORDS, moving, open_world
+from omnilatent.data.digits import embedded_digits
+from omnilatent.data.mel import MelSpec, _filters, read_sound, write_sound
+from omnilatent.omni.config import MODALITIES
+from omnilatent.omni.model import OmniLatentModel
+from omnilatent.omni.recipes import debug_omni
+from omnilatent.omni.saving import load, save
+from omnilatent.omni.tokenizer import ByteTokenizer, LibraryTokenizer, open_tokenizer, pad
+
+SPECS = {"default": MelSpec(), "digits": MEL}
+
+
+# -- sound ---------------------------------------------------------------------------------------------------------
+
+
+def spoken(spec: MelSpec, seconds: float = 1.0) -> Tensor:
+    """A gliding voice with overtones that fall off, in syllables."""
+    time = torch.arange(round(spec.rate * seconds)) / spec.rate
+    phase = torch.cumsum(120 + 20 * torch.sin(4 * math.pi * time), 0) * (2 * math.pi / spec.rate)
+    voice = torch.stack([torch.sin(k * phase) / k for k in range(1, 20)]).sum(0)
+    return 0.1 * voice * torch.sin(6 * math.pi * time).square()
+
+
+def edges(spec: MelSpec) -> np.ndarray:
+    """Hz of the bands' edges and centres."""
+    low, high = (2595 * math.log10(1 + f / 700) for f in (spec.low, spec.high))
+    return 700 * (10 ** (np.linspace(low, high, spec.bands + 2) / 2595) - 1)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_sine_is_in_its_band_at_its_level(spec: MelSpec) -> None:
+    time = torch.arange(spec.rate) / spec.rate
+    middle = {level: spec.to_mel(level * torch.sin(2 * math.pi * 440 * time))[:, spec.frames(spec.rate) // 2] for level in (1.0, 0.1)}
+    for mel in middle.values():
+        assert int(mel.argmax()) == np.abs(edges(spec)[1:-1] - 440).argmin()
+    assert middle[1.0].max() == pytest.approx(1, abs=0.01)  # full scale
+    assert middle[0.1].max() == pytest.approx(1 - 20 / 80, abs=0.01)  # 20 of 80 dB below it
+    assert spec.to_mel(torch.zeros(1_000)).max() == 0
+    with pytest.raises(ValueError, match="at least one sample"):
+        spec.to_mel(torch.zeros(0))
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_sound_that_was_made_from_a_mel_spectrogram_has_it(spec: MelSpec) -> None:
+    wave = spoken(spec)
+    mel = spec.to_mel(wave)
+    back = spec.to_wave(mel)
+    assert back.shape == ((mel.shape[1] - 1) * spec.hop,) and back.abs().max() <= 1
+    assert torch.equal(back, spec.to_wave(mel))  # the phases begin from one seed
+    error = (spec.to_mel(back) - mel).abs().mean()
+    noise = spec.to_mel(torch.randn(len(wave), generator=torch.Generator().manual_seed(0)) * wave.std())
+    assert error < 0.015 < 0.2 < (noise - mel).abs().mean()
+    assert spec.to_wave(torch.zeros(spec.bands, 5)).abs().max() == 0
+    batch = spec.to_wave(torch.stack((mel, mel.flip(0))))
+    assert batch.shape == (2, len(back))
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_the_filters_are_those_of_another_library_where_no_band_is_too_narrow(spec: MelSpec) -> None:
+    theirs = mel_filter_bank(spec.n_fft // 2 + 1, spec.bands, spec.low, spec.high, spec.rate, norm=None, mel_scale="htk").T
+    sides, bin_width = np.diff(edges(spec)), spec.rate / spec.n_fft
+    wide = (sides[:-1] >= bin_width) & (sides[1:] >= bin_width)
+    ours = _filters(spec).numpy()
+    assert wide.sum() > 0.9 * spec.bands and np.abs(ours - theirs)[wide].max() < 1e-6
+    assert (ours.max(1) > 0.4).all()  # a narrow band hears something too
+
+
+def test_a_wav_file_comes_back_to_its_last_bit(tmp_path: Path) -> None:
+    wave = spoken(MEL)
+    wave[:3] = torch.tensor([1.0, -1.0, 1.7])
+    write_sound(tmp_path / "sound.wav", wave, MEL.rate)
+    back = read_sound(tmp_path / "sound.wav", MEL.rate)
+    assert back.shape == wave.shape and (back - wave.clamp(-1, 1)).abs().max() <= 1 / 32768
+
+
+def write_video(file: Path, frames: int = 6, size: tuple[int, int] = (48, 64), sound: Tensor | None = None) -> None:
+    """A moving bar, with a sound track at `MEL.rate` or without, as MPEG-4 in Matroska."""
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(6))
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        track = None if sound is None else container.add_stream("pcm_s16le", rate=MEL.rate, layout="mono")
+        for number in range(frames):
+            pixels = np.zeros((*size, 3), np.uint8)
+            pixels[:, 8 * number : 8 * number + 8] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        if frames:
+            container.mux(stream.encode())
+        if track is not None:
+            samples = (sound.clamp(-1, 1) * 32767).round().short().numpy()[None]
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.rate, frame.pts = MEL.rate, 0
+            container.mux(track.encode(frame))
+            container.mux(track.encode())
+
+
+def test_the_sound_track_of_a_video_is_read(tmp_path: Path) -> None:
+    wave = spoken(MEL, 0.5)
+    write_video(tmp_path / "clip.mkv", sound=wave)
+    assert (read_sound(tmp_path / "clip.mkv", MEL.rate) - wave).abs().max() <= 1 / 32768
+    twice = read_sound(tmp_path / "clip.mkv", 2 * MEL.rate)
+    assert abs(len(twice) - 2 * len(wave)) < 64
+    write_video(tmp_path / "silent.mkv")
+    with pytest.raises(UserError, match=r"silent.mkv holds no sound track"):
+        read_sound(tmp_path / "silent.mkv", MEL.rate)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF no sound")
+    with pytest.raises(UserError, match=r"broken.wav cannot be read as sound"):
+        read_sound(tmp_path / "broken.wav", MEL.rate)
+
+
+# -- tokenizers ----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_every_string_has_one_form_in_bytes_and_comes_back(text: str) -> None:
+    ids = ByteTokenizer().encode(text)
+    assert all(3 <= i < 259 for i in ids) and len(ids) == len(text.encode("utf-8"))
+    padded = pad([ids, ids[: len(ids) // 2]])
+    assert ByteTokenizer().decode(padded[0].tolist()) == text and not padded[1, len(ids) // 2 :].any()
+
+
+def test_bytes_that_are_no_text_and_ids_that_are_no_bytes_do_not_fail() -> None:
+    assert ByteTokenizer().decode([0, 1, 2, 0xFF + 3, ord("a") + 3, 5_000]) == "�a"
+
+
+def library_file(folder: Path) -> Path:
+    """A byte-level BPE of Hugging Face's tokenizers, trained on the digits' words."""
+    own = tokenizers.Tokenizer(models.BPE())
+    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    own.train_from_iterator(WORDS * 5, trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    file = folder / "their-tokenizer.json"
+    own.save(str(file))
+    return file
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> LibraryTokenizer:
+    return LibraryTokenizer(library_file(tmp_path_factory.mktemp("tokenizer")))
+
+
+@settings(deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_tokenizer_of_hugging_face_comes_back_too(theirs: LibraryTokenizer, text: str) -> None:
+    ids = theirs.encode(text)
+    assert all(3 <= i < theirs.vocab_size for i in ids) and theirs.decode([*ids, 2, 0]) == text
+
+
+def test_a_tokenizer_is_saved_with_the_model(theirs: LibraryTokenizer, tmp_path: Path) -> None:
+    assert len(theirs.encode("seven")) == 1  # it learned the word
+    theirs.save(tmp_path)
+    assert open_tokenizer(tmp_path).encode("seven eight") == theirs.encode("seven eight")
+    (tmp_path / "bytes").mkdir()
+    ByteTokenizer().save(tmp_path / "bytes")
+    assert isinstance(open_tokenizer(tmp_path / "bytes"), ByteTokenizer)
+    with pytest.raises(UserError, match=r"empty lacks its tokenizer \(tokenizer.json or tokenizer.model\)"):
+        open_tokenizer(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"none.json is not there: give a tokenizer.json"):
+        LibraryTokenizer(tmp_path / "none.json")
+
+
+def test_a_sentencepiece_model_plugs_in(tmp_path: Path) -> None:
+    pieces = pytest.importorskip("sentencepiece", exc_type=ImportError)
+    pieces.SentencePieceTrainer.train(sentence_iterator=iter(WORDS * 20), model_prefix=str(tmp_path / "own"), vocab_size=40,
+                                      byte_fallback=False, minloglevel=2)
+    own = LibraryTokenizer(tmp_path / "own.model")
+    assert own.decode([*own.encode("seven"), 2, 0]) == "seven" and min(own.encode("seven")) >= 3
+    own.save(tmp_path)
+    assert open_tokenizer(tmp_path).encode("eight") == own.encode("eight")
+
+
+# -- the digits world ----------------------------------------------------------------------------------------------
+
+
+def test_an_example_is_a_function_of_seed_and_position() -> None:
+    training, again, other = open_world("digits")[0], open_world("digits")[0], open_world("digits", seed=1)[0]
+    for position in (3, 1_499, 1_500, 40_000):
+        one, same, another = (world.sample(position) for world in (training, again, other))
+        assert one.label == same.label and all(torch.equal(getattr(one, m), getattr(same, m)) for m in ("image", "audio", "video"))
+        assert not torch.equal(one.audio, another.audio)
+    epoch = [training.sample(position).label for position in range(len(training))]
+    assert len(training) == 1_500 and np.array_equal(np.bincount(epoch), np.bincount(training.digits.labels))
+    assert not torch.equal(training.sample(0).audio, training.sample(1_500 + epoch.index(epoch[0])).audio)
+
+
+def test_the_test_part_stays_as_it_is_and_shares_no_handwriting() -> None:
+    training, test = open_world("digits")
+    assert len(test) == 297 and not test.varied
+    for position in (0, 5, 296):
+        first, later = test.sample(position), test.sample(position + 297)
+        assert first.label == later.label == int(test.digits.labels[position]) and torch.equal(first.image, later.image)
+        assert torch.equal(first.audio, test.sample(position).audio)
+    seen = {pixels.tobytes() for pixels in training.digits.pixels}
+    assert not any(pixels.tobytes() in seen for pixels in test.digits.pixels)
+
+
+def test_the_modalities_of_an_example_agree() -> None:
+    world = open_world("digits")[0]
+    heard: dict[int, list[int]] = {}
+    for position in range(60):
+        sample = world.sample(position)
+        image, video = sample.image, sample.video
+        assert sample.text == WORDS[sample.label] and image.shape == (3, 32, 32) and video.shape == (3, FRAMES, 32, 32)
+        assert torch.equal(image[0, 2:30, 2:30], sample.pixels)
+        mass = video[0].sum((1, 2))  # the digit is whole in every frame, whatever it does at the borders
+        assert torch.allclose(mass, mass[0].expand(FRAMES), rtol=1e-5)
+        assert mass[0] == pytest.approx(float(image[0].sum()) * (INNER / 28) ** 2, rel=0.1)
+        assert 0 <= min(image.min(), video.min()) and max(image.max(), video.max()) <= 1
+        heard.setdefault(sample.label, []).append(int(sample.audio.mean(1).topk(1).indices))
+    # of two tones with ten combinations some share a tone, and the louder in the mel bands is one of the key's own
+    centres = edges(MEL)[1:-1]
+    from omnilatent.data.digit_world import TONES
+
+    for label, bands in heard.items():
+        assert all(min(abs(centres[band] - hertz) for hertz in TONES[label]) < 60 for band in bands)
+
+
+def test_a_digit_moves_straight_on_and_turns_round_at_the_border() -> None:
+    pixels = torch.ones(28, 28)
+    still, fast = (moving(pixels, [2**63, 2**63, 2**63, speed]) for speed in (2**63, 2**64 - 1))
+    assert torch.equal(still, still[:, :1].expand_as(still))
+    lefts = [int(frame.any(0).nonzero()[0]) for frame in fast[0]]
+    assert lefts == [6, 9, 12, 9, 6, 3, 0, 3]
+
+
+def test_a_world_without_labels_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlabelled = embedded_digits()
+    unlabelled.labels = None
+    monkeypatch.setattr("omnilatent.data.digit_world.embedded_digits", lambda: unlabelled)
+    with pytest.raises(UserError, match="digits: the digits world needs labels and test pictures"):
+        open_world("digits")
+    with pytest.raises(UserError, match="holds no digits: give 'digits', or a folder with MNIST's files"):
+        open_world(str(tmp_path))
