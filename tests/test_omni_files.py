@@ -1,193 +1,245 @@
-"""Sound and its spectrogram, strings and their tokens, the digits world, and translation from file to file."""
+"""What the any-to-any model learns from and writes: sound and its mel spectrograms, tokenizers, the digits world."""
 
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers.audio_utils import mel_filter_bank
 
-from omnilatent.data.digit_world import SAMPLES, TONES, WORDS, open_world, tone
+from omnilatent import UserError
+from omnilatent.data.digit_world import FRAMES, INNER, MEL, TONES, WORDS, moving, open_world
+from omnilatent.data.digits import embedded_digits
 from omnilatent.data.mel import MelSpec, _filters, read_sound, write_sound
-from omnilatent.errors import UserError
-from omnilatent.omni.files import write_target
-from omnilatent.omni.saving import save
 from omnilatent.omni.tokenizer import ByteTokenizer, LibraryTokenizer, open_tokenizer, pad
 
-SPEC = MelSpec(rate=8_000, n_fft=512, hop=128, bands=64, low=50.0, high=4_000.0)
+SPECS = {"default": MelSpec(), "digits": MEL}
 
 
-def sine(hertz: float, amplitude: float = 1.0, samples: int = 8_000) -> torch.Tensor:
-    return amplitude * torch.sin(2 * torch.pi * hertz * torch.arange(samples) / SPEC.rate)
+# -- sound ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_sine_is_in_its_band_at_its_level() -> None:
-    filters = _filters(SPEC)
-    for hertz in (300.0, 1_000.0, 3_000.0):
-        mel = SPEC.to_mel(sine(hertz))[:, 20]
-        assert mel.argmax() == filters[:, round(hertz / SPEC.rate * SPEC.n_fft)].argmax()
-        quieter = SPEC.to_mel(sine(hertz, 0.1))[:, 20].max()
-        assert (mel.max() - quieter).item() == pytest.approx(20 / 80, abs=0.01)  # 20 dB of the 80
-    assert SPEC.to_mel(sine(1_000.0)).max() > 0.97 and SPEC.to_mel(torch.zeros(512)).max() == 0
+def spoken(spec: MelSpec, seconds: float = 1.0) -> Tensor:
+    """A gliding voice with overtones that fall off, in syllables."""
+    time = torch.arange(round(spec.rate * seconds)) / spec.rate
+    phase = torch.cumsum(120 + 20 * torch.sin(4 * math.pi * time), 0) * (2 * math.pi / spec.rate)
+    voice = torch.stack([torch.sin(k * phase) / k for k in range(1, 20)]).sum(0)
+    return 0.1 * voice * torch.sin(6 * math.pi * time).square()
 
 
-def test_filters_are_the_usual_triangles_where_they_are_wide_enough() -> None:
-    from transformers.audio_utils import mel_filter_bank
-
-    theirs = torch.from_numpy(mel_filter_bank(257, 64, 50.0, 4_000.0, 8_000, norm=None, mel_scale="htk").T).float()
-    wide = (theirs > 0).sum(1) >= 4
-    assert wide.sum() > 25 and (_filters(SPEC) - theirs)[wide].abs().max() < 1e-3
-    assert (_filters(SPEC).sum(1) > 0.9).all()  # every band hears something
+def edges(spec: MelSpec) -> np.ndarray:
+    """Hz of the bands' edges and centres."""
+    low, high = (2595 * math.log10(1 + f / 700) for f in (spec.low, spec.high))
+    return 700 * (10 ** (np.linspace(low, high, spec.bands + 2) / 2595) - 1)
 
 
-def test_sound_comes_back_from_its_spectrogram() -> None:
-    wave = tone(7, [2**62, 2**63, 1, 2, 2**63, 2**61])
-    mel = SPEC.to_mel(wave)
-    again = SPEC.to_mel(SPEC.to_wave(mel))
-    assert mel.shape == again.shape == (64, SPEC.frames(SAMPLES))
-    assert (mel - again).abs().mean() < 0.03 < mel.mean()
-    peaks = torch.fft.rfft(SPEC.to_wave(mel)).abs()
-    heard = {round(i.item() * SPEC.rate / SAMPLES) for i in peaks.topk(20).indices}
-    assert all(min(abs(hertz - h) for h in heard) < 25 for hertz in TONES[7])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_sine_is_in_its_band_at_its_level(spec: MelSpec) -> None:
+    time = torch.arange(spec.rate) / spec.rate
+    middle = {level: spec.to_mel(level * torch.sin(2 * math.pi * 440 * time))[:, spec.frames(spec.rate) // 2] for level in (1.0, 0.1)}
+    for mel in middle.values():
+        assert int(mel.argmax()) == np.abs(edges(spec)[1:-1] - 440).argmin()
+    assert middle[1.0].max() == pytest.approx(1, abs=0.01)  # full scale
+    assert middle[0.1].max() == pytest.approx(1 - 20 / 80, abs=0.01)  # 20 of 80 dB below it
+    assert spec.to_mel(torch.zeros(1_000)).max() == 0
+    with pytest.raises(ValueError, match="at least one sample"):
+        spec.to_mel(torch.zeros(0))
 
 
-def test_a_wav_file_holds_what_was_written(tmp_path: Path) -> None:
-    wave = sine(440.0, 0.5, 1_000)
-    write_sound(tmp_path / "a.wav", wave, 8_000)
-    assert (read_sound(tmp_path / "a.wav", 8_000) - wave).abs().max() < 1.5 / 32_767
-    assert read_sound(tmp_path / "a.wav", 16_000).shape[0] == pytest.approx(2_000, abs=40)
-    (tmp_path / "b.wav").write_bytes(b"no sound")
-    for name, sentence in (("b.wav", "cannot be read as sound"), ("c.wav", "is not there")):
-        with pytest.raises(UserError, match=sentence):
-            read_sound(tmp_path / name, 8_000)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_sound_that_was_made_from_a_mel_spectrogram_has_it(spec: MelSpec) -> None:
+    wave = spoken(spec)
+    mel = spec.to_mel(wave)
+    back = spec.to_wave(mel)
+    assert back.shape == ((mel.shape[1] - 1) * spec.hop,) and back.abs().max() <= 1
+    assert torch.equal(back, spec.to_wave(mel))  # the phases begin from one seed
+    error = (spec.to_mel(back) - mel).abs().mean()
+    noise = spec.to_mel(torch.randn(len(wave), generator=torch.Generator().manual_seed(0)) * wave.std())
+    assert error < 0.015 < 0.2 < (noise - mel).abs().mean()
+    assert spec.to_wave(torch.zeros(spec.bands, 5)).abs().max() == 0
+    batch = spec.to_wave(torch.stack((mel, mel.flip(0))))
+    assert batch.shape == (2, len(back))
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_the_filters_are_those_of_another_library_where_no_band_is_too_narrow(spec: MelSpec) -> None:
+    theirs = mel_filter_bank(spec.n_fft // 2 + 1, spec.bands, spec.low, spec.high, spec.rate, norm=None, mel_scale="htk").T
+    sides, bin_width = np.diff(edges(spec)), spec.rate / spec.n_fft
+    wide = (sides[:-1] >= bin_width) & (sides[1:] >= bin_width)
+    ours = _filters(spec).numpy()
+    assert wide.sum() > 0.9 * spec.bands and np.abs(ours - theirs)[wide].max() < 1e-6
+    assert (ours.max(1) > 0.4).all()  # a narrow band hears something too
+
+
+def test_a_wav_file_comes_back_to_its_last_bit(tmp_path: Path) -> None:
+    wave = spoken(MEL)
+    wave[:3] = torch.tensor([1.0, -1.0, 1.7])
+    write_sound(tmp_path / "sound.wav", wave, MEL.rate)
+    back = read_sound(tmp_path / "sound.wav", MEL.rate)
+    assert back.shape == wave.shape and (back - wave.clamp(-1, 1)).abs().max() <= 1 / 32768
+
+
+def write_video(file: Path, frames: int = 6, size: tuple[int, int] = (48, 64), sound: Tensor | None = None) -> None:
+    """A moving bar, with a sound track at `MEL.rate` or without, as MPEG-4 in Matroska."""
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=Fraction(6))
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        track = None if sound is None else container.add_stream("pcm_s16le", rate=MEL.rate, layout="mono")
+        for number in range(frames):
+            pixels = np.zeros((*size, 3), np.uint8)
+            pixels[:, 8 * number : 8 * number + 8] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        if frames:
+            container.mux(stream.encode())
+        if track is not None:
+            samples = (sound.clamp(-1, 1) * 32767).round().short().numpy()[None]
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.rate, frame.pts = MEL.rate, 0
+            container.mux(track.encode(frame))
+            container.mux(track.encode())
+
+
+def test_the_sound_track_of_a_video_is_read(tmp_path: Path) -> None:
+    wave = spoken(MEL, 0.5)
+    write_video(tmp_path / "clip.mkv", sound=wave)
+    assert (read_sound(tmp_path / "clip.mkv", MEL.rate) - wave).abs().max() <= 1 / 32768
+    twice = read_sound(tmp_path / "clip.mkv", 2 * MEL.rate)
+    assert abs(len(twice) - 2 * len(wave)) < 64
+    write_video(tmp_path / "silent.mkv")
+    with pytest.raises(UserError, match=r"silent.mkv holds no sound track"):
+        read_sound(tmp_path / "silent.mkv", MEL.rate)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF no sound")
+    with pytest.raises(UserError, match=r"broken.wav cannot be read as sound"):
+        read_sound(tmp_path / "broken.wav", MEL.rate)
+
+
+# -- tokenizers ----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
 @given(st.text())
-def test_every_string_comes_back_from_its_bytes(text: str) -> None:
-    tokenizer = ByteTokenizer()
-    ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text and all(3 <= i < tokenizer.vocab_size for i in ids)
-    assert tokenizer.decode([0, 1, *ids, 2, 0]) == text
+def test_every_string_has_one_form_in_bytes_and_comes_back(text: str) -> None:
+    ids = ByteTokenizer().encode(text)
+    assert all(3 <= i < 259 for i in ids) and len(ids) == len(text.encode("utf-8"))
+    padded = pad([ids, ids[: len(ids) // 2]])
+    assert ByteTokenizer().decode(padded[0].tolist()) == text and not padded[1, len(ids) // 2 :].any()
 
 
-def test_a_librarys_tokenizer_is_saved_with_the_model(tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    built = Tokenizer(models.WordLevel({"[UNK]": 0, "three": 1, "four": 2}, unk_token="[UNK]"))
-    built.pre_tokenizer, built.decoder = pre_tokenizers.Whitespace(), decoders.Fuse()
-    built.save(str(tmp_path / "words.json"))
-    tokenizer = LibraryTokenizer(tmp_path / "words.json")
-    assert tokenizer.encode("four three") == [5, 4] and tokenizer.vocab_size == 6
-    (tmp_path / "model").mkdir()
-    tokenizer.save(tmp_path / "model")
-    assert open_tokenizer(tmp_path / "model").encode("three") == [4]
-    assert pad([[5, 4], [4]]).tolist() == [[5, 4], [4, 0]]
-    with pytest.raises(UserError, match="lacks its tokenizer"):
-        open_tokenizer(tmp_path)
+def test_bytes_that_are_no_text_and_ids_that_are_no_bytes_do_not_fail() -> None:
+    assert ByteTokenizer().decode([0, 1, 2, 0xFF + 3, ord("a") + 3, 5_000]) == "�a"
 
 
-def test_the_digits_world_is_one_world() -> None:
-    training, test = open_world("digits", seed=3)
-    for position in (0, 5, 1_499, 1_500, 4_000):
-        one, same = training.sample(position), training.sample(position)
-        assert all(torch.equal(getattr(one, name), getattr(same, name)) for name in ("image", "audio", "video"))
-        assert one.text == WORDS[one.label] and one.video.shape == (3, 8, 32, 32) and one.audio.shape == (64, 64)
-        mass = one.video.sum((0, 2, 3))
-        assert mass.std() < 1e-3 * mass.mean()  # the same digit in every frame
-    epochs = [[training.sample(epoch * 1_500 + i).pixels for i in range(3)] for epoch in (0, 1)]
-    assert not all(torch.equal(a, b) for a, b in zip(*epochs, strict=True))
-    first = [test.sample(i).label for i in range(20)]
-    assert first == [int(label) for label in test.digits.labels[:20]]  # the test part stays in its order
-    assert open_world("digits", seed=4)[0].sample(0).draw != training.sample(0).draw
-    with pytest.raises(UserError, match="nowhere holds no digits"):
-        open_world("nowhere")
+def library_file(folder: Path) -> Path:
+    """A byte-level BPE of Hugging Face's tokenizers, trained on the digits' words."""
+    own = tokenizers.Tokenizer(models.BPE())
+    own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    own.train_from_iterator(WORDS * 5, trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    file = folder / "their-tokenizer.json"
+    own.save(str(file))
+    return file
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an untrained model, a picture, a sound, a video and a text."""
-    folder = tmp_path_factory.mktemp("translate")
-    torch.manual_seed(0)
-    model = OmniLatentModel(debug_omni().model).eval()
-    (folder / "model").mkdir()
-    save(folder / "model", model, ByteTokenizer(), SPEC, "---\nlicense: mit\n---\n# A card")
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 41, 3), dtype=np.uint8)).save(folder / "picture.jpg")
-    write_sound(folder / "sound.wav", sine(440.0, 0.5), 8_000)
-    write_target(torch.rand(3, 10, 33, 48), "video", folder / "video.mp4", model)
-    (folder / "words.txt").write_text("three ☂\n", encoding="utf-8")
-    return folder
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> LibraryTokenizer:
+    return LibraryTokenizer(library_file(tmp_path_factory.mktemp("tokenizer")))
 
 
-@pytest.mark.parametrize("source", ["picture.jpg", "sound.wav", "video.mp4", "words.txt"])
-def test_any_file_becomes_any_other(source: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    outs = {"image": tmp_path / "o.png", "audio": tmp_path / "o.wav", "video": tmp_path / "o.mp4", "text": tmp_path / "o.txt"}
-    for target, out in outs.items():
-        assert main(["translate", str(place / "model"), str(place / source), "--to", target, "--out", str(out)]) == 0
-        assert str(out) in capsys.readouterr().out
-    with Image.open(outs["image"]) as picture:
-        assert picture.size == (32, 32)
-    assert len(read_sound(outs["audio"], 8_000)) == 63 * 128
-    with av.open(str(outs["video"])) as video:
-        assert sum(1 for _ in video.decode(video=0)) == 8 and video.streams.video[0].width == 32
-    outs["text"].read_text(encoding="utf-8")
+@settings(deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_a_tokenizer_of_hugging_face_comes_back_too(theirs: LibraryTokenizer, text: str) -> None:
+    ids = theirs.encode(text)
+    assert all(3 <= i < theirs.vocab_size for i in ids) and theirs.decode([*ids, 2, 0]) == text
 
 
-def test_several_files_are_one_source_and_sizes_are_asked_for(place: Path, tmp_path: Path) -> None:
-    base = ["translate", str(place / "model"), str(place / "picture.jpg")]
-    one, both, other = (tmp_path / f"{name}.png" for name in ("one", "both", "other"))
-    for out, more in ((one, []), (both, [str(place / "sound.wav")]), (other, ["--seed", "1"])):
-        assert main([*base, *more, "--to", "image", "--size", "20", "24", "--out", str(out)]) == 0
-    pixels = [np.asarray(Image.open(out).convert("RGB")) for out in (one, both, other)]
-    assert all(p.shape == (20, 24, 3) for p in pixels)
-    assert (pixels[0] != pixels[1]).any() and (pixels[0] != pixels[2]).any()
-    assert main([*base, "--to", "image", "--size", "20", "24", "--out", str(one)]) == 2  # it is there already
-    assert main([*base, "--to", "image", "--size", "20", "24", "--out", str(one), "--overwrite", "--as-is"]) == 0
-    assert (np.asarray(Image.open(one).convert("RGB")) != pixels[0]).any()  # the source as it is has other pixels
+def test_a_tokenizer_is_saved_with_the_model(theirs: LibraryTokenizer, tmp_path: Path) -> None:
+    assert len(theirs.encode("seven")) == 1  # it learned the word
+    theirs.save(tmp_path)
+    assert open_tokenizer(tmp_path).encode("seven eight") == theirs.encode("seven eight")
+    (tmp_path / "bytes").mkdir()
+    ByteTokenizer().save(tmp_path / "bytes")
+    assert isinstance(open_tokenizer(tmp_path / "bytes"), ByteTokenizer)
+    with pytest.raises(UserError, match=r"empty lacks its tokenizer \(tokenizer.json or tokenizer.model\)"):
+        open_tokenizer(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"none.json is not there: give a tokenizer.json"):
+        LibraryTokenizer(tmp_path / "none.json")
 
 
-def test_info_describes_an_any_to_any_model(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", str(place / "model")]) == 0
-    said = capsys.readouterr().out
-    assert "text, audio, image, video" in said and "64 bands of 8000 Hz" in said and "# A card" in said
+def test_a_sentencepiece_model_plugs_in(tmp_path: Path) -> None:
+    pieces = pytest.importorskip("sentencepiece", exc_type=ImportError)
+    pieces.SentencePieceTrainer.train(sentence_iterator=iter(WORDS * 20), model_prefix=str(tmp_path / "own"), vocab_size=40,
+                                      byte_fallback=False, minloglevel=2)
+    own = LibraryTokenizer(tmp_path / "own.model")
+    assert own.decode([*own.encode("seven"), 2, 0]) == "seven" and min(own.encode("seven")) >= 3
+    own.save(tmp_path)
+    assert open_tokenizer(tmp_path).encode("eight") == own.encode("eight")
 
 
-@pytest.mark.parametrize(("argv", "sentence"), [
-    (["picture.jpg", "--to", "image", "--out", "x.wav"], "image is written as .png"),
-    (["missing.png", "--to", "text"], "missing.png is not there"),
-    (["model/config.json", "--to", "text"], "has the ending .json, which is no picture's"),
-    (["--to", "text"], "translate takes a source"),
-    (["--text", "", "--to", "image"], "--text is empty"),
-    (["picture.jpg", "picture.jpg", "--to", "text"], "give at most one of each modality"),
-    (["picture.jpg", "--to", "video", "--size", "1", "2", "3", "4"], "--size of video has 3 numbers; got 4"),
-    (["picture.jpg", "--to", "text", "--beams", "0"], "beams >= 1"),
-    (["broken.png", "--to", "text"], "broken.png"),
-    (["empty.txt", "--to", "text"], "empty.txt is empty"),
-])
-def test_bad_input_gives_one_sentence(
-    argv: list[str], sentence: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(place)
-    Path("broken.png").write_bytes(b"\x89PNG no")
-    Path("empty.txt").write_text("")
-    assert main(["translate", "model", *argv]) == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert sentence in told and "Traceback" not in told
-    assert not Path("x.wav").exists()
+# -- the digits world ----------------------------------------------------------------------------------------------
 
 
-def test_a_model_without_its_tokenizer_or_without_sound_says_so(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    silent = tmp_path / "silent"
-    silent.mkdir()
-    save(silent, OmniLatentModel(debug_omni().model), ByteTokenizer(), None, "card")
-    assert main(["translate", str(silent), str(place / "sound.wav"), "--to", "text"]) == 2
-    assert "does not say what its mel spectrograms are" in capsys.readouterr().err
-    (silent / "tokenizer.json").unlink()
-    assert main(["translate", str(silent), str(place / "picture.jpg"), "--to", "text"]) == 2
-    assert "lacks its tokenizer" in capsys.readouterr().err
-    assert main(["compare", str(silent), "--data", "photos"]) == 2
-    assert "is an any-to-any model, which 'omnilatent translate' takes, and no codec" in capsys.readouterr().err
+def test_an_example_is_a_function_of_seed_and_position() -> None:
+    training, again, other = open_world("digits")[0], open_world("digits")[0], open_world("digits", seed=1)[0]
+    for position in (3, 1_499, 1_500, 40_000):
+        one, same, another = (world.sample(position) for world in (training, again, other))
+        assert one.label == same.label and all(torch.equal(getattr(one, m), getattr(same, m)) for m in ("image", "audio", "video"))
+        assert not torch.equal(one.audio, another.audio)
+    epoch = [training.sample(position).label for position in range(len(training))]
+    assert len(training) == 1_500 and np.array_equal(np.bincount(epoch), np.bincount(training.digits.labels))
+    assert not torch.equal(training.sample(0).audio, training.sample(1_500 + epoch.index(epoch[0])).audio)
+
+
+def test_the_test_part_stays_as_it_is_and_shares_no_handwriting() -> None:
+    training, test = open_world("digits")
+    assert len(test) == 297 and not test.varied
+    for position in (0, 5, 296):
+        first, later = test.sample(position), test.sample(position + 297)
+        assert first.label == later.label == int(test.digits.labels[position]) and torch.equal(first.image, later.image)
+        assert torch.equal(first.audio, test.sample(position).audio)
+    seen = {pixels.tobytes() for pixels in training.digits.pixels}
+    assert not any(pixels.tobytes() in seen for pixels in test.digits.pixels)
+
+
+def test_the_modalities_of_an_example_agree() -> None:
+    world = open_world("digits")[0]
+    heard: dict[int, list[int]] = {}
+    for position in range(60):
+        sample = world.sample(position)
+        image, video = sample.image, sample.video
+        assert sample.text == WORDS[sample.label] and image.shape == (3, 32, 32) and video.shape == (3, FRAMES, 32, 32)
+        assert torch.equal(image[0, 2:30, 2:30], sample.pixels)
+        mass = video[0].sum((1, 2))  # the digit is whole in every frame, whatever it does at the borders
+        assert torch.allclose(mass, mass[0].expand(FRAMES), rtol=1e-5)
+        assert mass[0] == pytest.approx(float(image[0].sum()) * (INNER / 28) ** 2, rel=0.1)
+        assert 0 <= min(image.min(), video.min()) and max(image.max(), video.max()) <= 1
+        heard.setdefault(sample.label, []).append(int(sample.audio.mean(1).topk(1).indices))
+    # what is loudest throughout is one of the key's two tones
+    centres = edges(MEL)[1:-1]
+    for label, bands in heard.items():
+        assert all(min(abs(centres[band] - hertz) for hertz in TONES[label]) < 60 for band in bands)
+
+
+def test_a_digit_moves_straight_on_and_turns_round_at_the_border() -> None:
+    pixels = torch.ones(28, 28)
+    still, fast = (moving(pixels, [2**63, 2**63, 2**63, speed]) for speed in (2**63, 2**64 - 1))
+    assert torch.equal(still, still[:, :1].expand_as(still))
+    lefts = [int(frame.any(0).nonzero()[0]) for frame in fast[0]]
+    assert lefts == [6, 9, 12, 9, 6, 3, 0, 3]
+
+
+def test_a_world_without_labels_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlabelled = embedded_digits()
+    unlabelled.labels = None
+    monkeypatch.setattr("omnilatent.data.digit_world.embedded_digits", lambda: unlabelled)
+    with pytest.raises(UserError, match="digits: the digits world needs labels and test pictures"):
+        open_world("digits")
+    with pytest.raises(UserError, match="holds no digits: give 'digits', or a folder with MNIST's files"):
+        open_world(str(tmp_path))
