@@ -93,9 +93,9 @@ def test_writing_token_by_token_gives_what_reading_the_whole_text_gives() -> Non
     source = model.read({"image": examples()["image"]})
     logits = model.text_logits(source, ids)
     memory, steps = source.memory, []
-    for position, vector in enumerate(model._text().shifted(ids).split(1, 1)):
+    for position, vector in enumerate(model.text_part().shifted(ids).split(1, 1)):
         x, memory = model.write_on(memory, vector, position)
-        steps.append(model._text().logits(x))
+        steps.append(model.text_part().logits(x))
     assert torch.allclose(torch.cat(steps, 1), logits, atol=1e-5)
     changed = ids.clone()
     changed[:, 3] = (changed[:, 3] + 1) % 37 + 3
@@ -111,11 +111,11 @@ def test_greedy_logits_are_those_of_the_text_that_is_written() -> None:
 
 def test_beam_search_is_never_less_likely_than_greedy() -> None:
     model, data = small(), examples(4)
-    model._text().embedding.weight.mul_(20)  # far from uniform
+    model.text_part().embedding.weight.mul_(20)  # far from uniform
     source = model.read({"image": data["image"]})
 
     def likelihood(ids: Tensor) -> Tensor:
-        labels = model._text().labels(ids)
+        labels = model.text_part().labels(ids)
         logp = model.text_logits(source, ids).log_softmax(-1)
         each = logp.gather(2, labels.clamp_min(0)[..., None])[..., 0] * (labels >= 0)
         return each.sum(1) / (labels >= 0).sum(1)

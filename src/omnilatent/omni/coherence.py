@@ -74,7 +74,7 @@ def coherence(
                     continue
                 generator = torch.Generator(device).manual_seed(start)
                 source = model.read(part)
-                size = model._patched(target).size_of(data[target])
+                size = model.patch_part(target).size_of(data[target])
                 made.append(model.answer(source, target, size, generator, steps).float().clamp(0, 1))
                 read.append(readers[target].read(made[-1]).cpu())
             digits = torch.cat(read)

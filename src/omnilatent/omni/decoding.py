@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,15 +15,23 @@ from torch import Tensor
 from ..nn.transformer import Keys
 from .backbone import LayerMemory
 from .hooks import HookKeys
-from .text import END, PAD
-
-if TYPE_CHECKING:
-    from .model import OmniLatentModel, Source
+from .source import Source
+from .text import END, PAD, TextModality
 
 
-def greedy_logits(model: OmniLatentModel, source: Source, positions: int) -> Tensor:
+class Writer(Protocol):
+    """What writes text: the model."""
+
+    def text_part(self) -> TextModality:
+        """Its embedding and logits."""
+
+    def write_on(self, memory: list[LayerMemory], x: Tensor, start: int) -> tuple[Tensor, list[LayerMemory]]:
+        """Vectors `(b, m, dim)`, the first of them the `start`-th of the text → their last states, and the memory with them."""
+
+
+def greedy_logits(model: Writer, source: Source, positions: int) -> Tensor:
     """Logits `(b, positions, vocabulary)`, each for the likeliest tokens before it; gradients go through the logits."""
-    part = model._text()
+    part = model.text_part()
     x, memory, found = part.begin.to(source.latent).expand(source.batch, 1, -1), source.memory, []
     for position in range(positions):
         x, memory = model.write_on(memory, x, position)
@@ -33,7 +41,7 @@ def greedy_logits(model: OmniLatentModel, source: Source, positions: int) -> Ten
 
 
 def write(
-    model: OmniLatentModel, source: Source, most: int, temperature: float = 0.0, top_p: float = 1.0, beams: int = 1,
+    model: Writer, source: Source, most: int, temperature: float = 0.0, top_p: float = 1.0, beams: int = 1,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Ids `(b, ≤ most)`, the end not among them, padded with 0."""
@@ -44,7 +52,7 @@ def write(
         if temperature:
             raise ValueError(f"beam search takes no temperature; got beams {beams} and temperature {temperature}")
         return _beam(model, source, most, beams)
-    part, generator = model._text(), generator or torch.Generator(source.latent.device).manual_seed(0)
+    part, generator = model.text_part(), generator or torch.Generator(source.latent.device).manual_seed(0)
     x, memory = part.begin.to(source.latent).expand(source.batch, 1, -1), source.memory
     ended, written = torch.zeros(source.batch, dtype=torch.bool, device=x.device), []
     for position in range(most):
@@ -75,9 +83,9 @@ def _trimmed(ids: Tensor) -> Tensor:
     return ids[:, : int(used[-1]) + 1 if len(used) else 1]
 
 
-def _beam(model: OmniLatentModel, source: Source, most: int, beams: int) -> Tensor:
+def _beam(model: Writer, source: Source, most: int, beams: int) -> Tensor:
     """The likeliest texts by their mean log-probability a token, the end counted."""
-    part, batch, device = model._text(), source.batch, source.latent.device
+    part, batch, device = model.text_part(), source.batch, source.latent.device
     memory = [_spread(layer, beams) for layer in source.memory]
     x = part.begin.to(source.latent).expand(batch * beams, 1, -1)
     scores = torch.zeros(batch, beams, device=device)

@@ -65,7 +65,7 @@ def translation(model: OmniLatentModel, data: Mapping[str, Tensor]) -> Figures:
     for source, target in PAIRS:
         if source not in names or target not in names:
             continue
-        size = None if target == "text" else model._patched(target).size_of(data[target])
+        size = None if target == "text" else model.patch_part(target).size_of(data[target])
         sizes = {} if size is None else {target: size}
         out, other = (torch.cat([model.forward_multimodal({source: batch}, [target], sizes=sizes)[target]["output"].float()
                                  for batch in given.split(BATCH)]) for given in (data[source], data[source].roll(1, 0)))

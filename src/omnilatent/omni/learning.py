@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from .config import PairConfig
 from .flow import on_the_way
 from .losses import LearnedWeights, flow_terms, info_nce, text_terms
-from .model import OmniLatentModel, Source
+from .model import OmniLatentModel
 from .pairs import Job
 from .patches import PatchModality
+from .source import Source
 
 
 class OmniLearning(nn.Module):

@@ -8,42 +8,28 @@
 
 Pictures and videos are RGB in [0, 1], mel spectrograms are scaled to it (data/mel.py); values outside are accepted.
 
-- `OmniLatentModel`: the model. `Source`: a prefix that was read, for any number of targets.
+- `OmniLatentModel`: the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..nn.transformer import LayerConfig
 from . import modalities
-from .backbone import Backbone, LayerMemory, Read
+from .backbone import Backbone, LayerMemory
 from .config import OmniModelConfig
 from .decoding import greedy_logits, write
 from .flow import TimeFeatures, flow
 from .hooks import LatentNeuralHook
 from .patches import PatchModality, Size
+from .source import Source
 from .text import TextModality
 from .tokens import PositionFeatures, Tokens
-
-
-@dataclass(frozen=True)
-class Source:
-    """A prefix that was read: its memory, its tokens, and the mean of its last states `(b, dim)`, the latent."""
-
-    read: Read
-    latent: Tensor
-    batch: int
-    tokens: int
-
-    @property
-    def memory(self) -> list[LayerMemory]:
-        return self.read.memory
 
 
 class OmniLatentModel(nn.Module):
@@ -130,7 +116,7 @@ class OmniLatentModel(nn.Module):
 
     def text_logits(self, source: Source, ids: Tensor) -> Tensor:
         """Logits `(b, n + 1, vocabulary)` for ids `(b, n)` that are known (teacher forcing)."""
-        part = self._text()
+        part = self.text_part()
         part.check(ids)
         x, _ = self.write_on(source.memory, part.shifted(ids), 0)
         return part.logits(x)
@@ -146,7 +132,7 @@ class OmniLatentModel(nn.Module):
         Args:
             noisy: patches on their way from noise, at `time` `(b,)` from 0, noise, to 1; without them the regression.
         """
-        part = self._patched(target)
+        part = self.patch_part(target)
         positions = part.positions(size, source.latent.device)
         self._check_budget(source.tokens + len(positions))
         x = (part.query + self.places(positions)).to(source.latent.dtype).expand(source.batch, -1, -1)
@@ -156,12 +142,14 @@ class OmniLatentModel(nn.Module):
         x, _ = self.backbone.extend(x, positions, source.memory, causal=False)
         return part.head(x)
 
-    def _text(self) -> TextModality:
+    def text_part(self) -> TextModality:
+        """What reads and writes text."""
         part = self.part("text")
         assert isinstance(part, TextModality)
         return part
 
-    def _patched(self, name: str) -> PatchModality:
+    def patch_part(self, name: str) -> PatchModality:
+        """What cuts and joins a modality that is no text."""
         part = self.part(name)
         if not isinstance(part, PatchModality):
             raise ValueError(f"{name} is written token by token: use generate")
@@ -177,7 +165,7 @@ class OmniLatentModel(nn.Module):
         """
         if target == "text":
             return greedy_logits(self, source, size[0] if size else max(1, source.tokens - 1))
-        part = self._patched(target)
+        part = self.patch_part(target)
         size = tuple(size or part.usual)
         steps = self.config.flow_steps if steps is None else steps
         if steps == 0:
@@ -203,7 +191,7 @@ class OmniLatentModel(nn.Module):
         """
         if size is None and source == target and target != "text":
             self.part(source).check(data)
-            size = self._patched(source).size_of(data)
+            size = self.patch_part(source).size_of(data)
         sizes = {} if size is None else {target: size}
         return self.forward_multimodal({source: data}, [target], sizes=sizes, vectors=vectors, generator=generator)[target]
 
