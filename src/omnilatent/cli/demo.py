@@ -56,7 +56,8 @@ def main(argv: list[str]) -> None:
              f"is measured on {len(held_out)} other photos, none of which it was trained on. The organic encoder and the "
              f"native O-VAE were learned on the same {len(training)} photos without gradients: the first stands in for the "
              f"encoder of {BASE}, whose decoder reads its latents; the second has a latent of its own, with four times as "
-             f"many channels. {TOKENIZER} gives integer codes, which are saved in a fifth of a bit a pixel. With so few photos the figures show that the job runs, not which codec is better."]
+             f"many channels. {TOKENIZER} turns a picture into integer codes, which take a fifth of a bit a pixel. With so "
+             "few photos the figures show that the job runs, not which codec is better."]
     evaluations, page = measure(measuring, names, "demo", argv, source=held_out, notes=notes)
     show(evaluations, [page, page.with_name("report.json"), tuned, *clones.values()], published=False)
 
