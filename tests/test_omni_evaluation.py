@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from omnilatent.cli.main import main
+from omnilatent.omni.diagnostics import diagnose, effective_rank
 from omnilatent.omni.evaluation import latents, reconstruction, translation
 from omnilatent.omni.examples import collate, open_examples
 from omnilatent.omni.model import OmniLatentModel
@@ -55,6 +56,26 @@ def test_latents_that_are_one_find_each_other(data: dict[str, torch.Tensor]) -> 
 
     found = latents(Oracle(debug_omni().model).eval(), data)
     assert found["text↔video"] == pytest.approx({"cosine": 1, "cosine_of_others": 0, "recall": 1, "chance": 1 / 8})
+
+
+def test_diagnostics_add_up(model: OmniLatentModel, data: dict[str, torch.Tensor]) -> None:
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    found = diagnose(model, data, calls=1)
+    sizes = found["parameters"]
+    assert sizes["all"]["parameters"] == sum(p.numel() for p in model.parameters())
+    for title in ("parameters", "time", "loss"):
+        assert sum(row["share"] for name, row in found[title].items() if name != "all") == pytest.approx(1)
+    ranks = found["effective rank"]
+    assert all(1 <= ranks[name][what] <= ranks[name]["at_most"] for name in ranks for what in ("entering", "leaving"))
+    assert set(found["layers"]) == {"layer 1"} and found["scaling"]["image"]["1 times"] == 1
+    hooks = found["hooks"]
+    assert all(hooks["fresh, gates at σ(−4)"][name] < hooks["fresh, gates open"][name] for name in data)
+    assert not model.hooks and all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_the_effective_rank_of_equal_directions_is_their_number() -> None:
+    rows = torch.cat((torch.eye(5), -torch.eye(5)))
+    assert effective_rank(rows) == pytest.approx(5) and effective_rank(rows[:, :1]) == pytest.approx(1)
 
 
 def test_the_command_writes_what_it_says(model: OmniLatentModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """`omnilatent bench NAME`: images a second and memory on this machine, ours beside diffusers', in one run.
 
-- `Bench`: the command's options.
+- `Bench`: the command's options. An any-to-any model has its own (bench_omni.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from tyro.conf import arg
 from ..errors import UserError
 from ..devices import choose_device, has_bfloat16
 from ..hub import RECIPES, bundled_names
+from .bench_omni import is_omni
+from .bench_omni import main as bench_omni
 from .folders import check_data, check_writable
 from .names import check_names
 from .parse import parse
@@ -78,6 +80,9 @@ class Bench:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
+    if any(is_omni(word) for word in argv):
+        bench_omni(argv)
+        return
     options = parse(Bench, "bench", argv)
     options.check()
     import torch
