@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     options = parse(EvaluateOmni, "evaluate", argv)
     if options.mode == "file":
-        from ..omni.files import modality_of
+        from ..data.media import modality_of
         from .translate import main as translate
 
         if options.input_file is None or options.target is None:

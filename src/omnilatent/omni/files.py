@@ -1,11 +1,14 @@
 """Real files in, real files out: what `translate` reads for a model and writes of it.
 
-- `read_source`: a picture, a sound, a video or a text file as a modality's batch of one. `modality_of`: by the file's ending.
+- `Fit`: whether and to what size pictures and videos are brought.
+- `read_source`: a picture, a sound, a video or a text file as a modality's batch of one; `text_source`: a string.
 - `write_target`: what a model made, as PNG, WAV, MP4 or UTF-8.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,72 +17,96 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..data.images import IMAGE_SUFFIXES, UnreadableImage, read_image
-from ..data.mel import read_sound, write_sound
-from ..data.video import VIDEO_SUFFIXES, VideoFrames
-from ..errors import UserError, library
+from ..data.images import read_image
+from ..data.media import replaced, write_picture, write_video
+from ..data.mel import MelSpec, read_sound, write_sound
+from ..data.video import VideoFrames
+from ..errors import UserError
 from .model import OmniLatentModel
-from .patches import Size
+from .patches import PatchModality, Size
 from .tokenizer import pad
 
-SOUND_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff"})
-TEXT_SUFFIXES = frozenset({".txt", ".md", ".text"})
 
+@dataclass(frozen=True)
+class Fit:
+    """How pictures and videos are brought to a size: the short side first, with antialiasing, then the centre is cut out.
 
-def modality_of(file: Path) -> str:
-    """Which modality a file holds, by its ending.
-
-    Raises:
-        UserError: it is not there, or of an unknown kind.
+    Attributes:
+        size: height and width that all get; None: those with more pixels than the model's usual get the usual.
+        as_is: all keep their own, and videos all their frames.
     """
-    if not file.is_file():
-        raise UserError(f"{file} is not there: give a picture, a sound, a video or a text file.")
-    known = {"image": IMAGE_SUFFIXES, "audio": SOUND_SUFFIXES, "video": VIDEO_SUFFIXES, "text": TEXT_SUFFIXES}
-    for name, suffixes in known.items():
-        if file.suffix.lower() in suffixes:
-            return name
-    raise UserError(f"{file} has the ending {file.suffix or '(none)'}, which is no picture's, sound's, video's or text's.")
+
+    size: tuple[int, int] | None = None
+    as_is: bool = False
+
+    def of(self, own: tuple[int, int], usual: Size) -> tuple[int, int]:
+        """Height and width for a picture that has `own`."""
+        if self.size is not None:
+            return self.size
+        return own if self.as_is or own[0] * own[1] <= usual[0] * usual[1] else (usual[0], usual[1])
 
 
-def read_source(file: Path, modality: str, model: OmniLatentModel, as_is: bool = False) -> Tensor:
+def read_source(
+    file: Path, modality: str, model: OmniLatentModel, fit: Fit = Fit(), say: Callable[[str], None] = lambda line: None
+) -> Tensor:
     """A file as a batch of one: `(1, 3, h, w)`, `(1, 3, t, h, w)`, `(1, bands, frames)` or ids `(1, n)`.
 
-    Pictures and videos with more pixels than the model usually sees are resized to that size, short side first, then the centre;
-    of a video as many frames as the model usually sees are taken, evenly. `as_is` keeps them as they are.
+    A video with more frames than the model's usual is read at that many, evenly spread.
+
+    Args:
+        say: is told of every file that is not taken as it is.
 
     Raises:
         UserError: it cannot be read, is empty, or the model has no such modality.
     """
     if modality not in model.modalities:
-        raise UserError(f"{file} is {modality}, and this model has {', '.join(model.modalities)}.")
+        raise UserError(f"{file} is {modality}, and this model takes {', '.join(model.modalities)}.")
     if modality == "text":
-        return text_source(file.read_text(encoding="utf-8", errors="replace"), model, str(file))
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as failure:
+            raise UserError(f"{file} is not UTF-8 ({failure.reason} at byte {failure.start}): convert it.") from failure
+        return text_source(text.rstrip("\r\n"), model, str(file))
     if modality == "audio":
         spec = mel_of(model)
         return spec.to_mel(read_sound(file, spec.rate))[None]
-    usual = model.modalities[modality].usual
-    try:
-        if modality == "image":
-            return _picture(read_image(file, str(file)), None if as_is else usual)[None]
-        frames = VideoFrames(file)
-        if not len(frames):
-            raise UserError(f"{file} has no frames: give a video that has.")
-        wanted = len(frames) if as_is else min(usual[0], len(frames))
-        places = np.linspace(0, len(frames) - 1, wanted).round().astype(int)
-        return torch.stack([_picture(frames.read(int(i)), None if as_is else usual[1:]) for i in places], 1)[None]
-    except UnreadableImage as unreadable:
-        raise UserError(f"{file} {unreadable.reason}.") from unreadable
+    part = model.part(modality)
+    assert isinstance(part, PatchModality)
+    if modality == "image":
+        pixels = read_image(file, str(file))[None]
+        wanted = fit.of(pixels.shape[1:3], part.usual)
+    else:
+        video = VideoFrames(file)
+        count = len(video) if fit.as_is else min(len(video), part.usual[0])
+        places = np.linspace(0, len(video) - 1, count).round().astype(int)
+        pixels = np.stack([video.read(int(i)) for i in places])
+        wanted = fit.of(pixels.shape[1:3], part.usual[1:])
+        if count < len(video):
+            say(f"{file}: {count} of {len(video)} frames are taken, evenly; --as-is takes all")
+    if wanted != pixels.shape[1:3]:
+        say(f"{file}: {_by(pixels.shape[1:3])} pixels are brought to {_by(wanted)}; --as-is keeps them")
+        pixels = np.stack([_resized(frame, wanted) for frame in pixels])
+    frames = torch.from_numpy(pixels).permute(3, 0, 1, 2).float() / 255
+    return frames[None] if modality == "video" else frames[None, :, 0]
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(ImageOps.fit(Image.fromarray(pixels), (size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return " x ".join(map(str, size))
 
 
 def text_source(text: str, model: OmniLatentModel, name: str) -> Tensor:
-    """A string as ids `(1, n)`."""
+    """A string, which messages call `name`, as ids `(1, n)`."""
     ids = model.tokenizer.encode(text)
     if not ids:
         raise UserError(f"{name} is empty: give a text with at least one letter.")
     return pad([ids])
 
 
-def mel_of(model: OmniLatentModel):  # noqa: ANN201
+def mel_of(model: OmniLatentModel) -> MelSpec:
     """The model's mel spectrograms.
 
     Raises:
@@ -90,46 +117,25 @@ def mel_of(model: OmniLatentModel):  # noqa: ANN201
     return model.mel
 
 
-def _picture(pixels: np.ndarray, size: Size | None) -> Tensor:
-    """uint8 `(h, w, 3)` → `(3, h, w)` in [0, 1], of at most `size`."""
-    if size is not None and pixels.shape[0] * pixels.shape[1] > size[0] * size[1]:
-        pixels = np.asarray(ImageOps.fit(Image.fromarray(pixels), (size[1], size[0]), Image.Resampling.LANCZOS))
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float() / 255
-
-
 def write_target(out: Tensor, modality: str, file: Path, model: OmniLatentModel, rate: Fraction = Fraction(8)) -> None:
-    """One example of what the model made, into a file of the modality's own ending.
+    """One example of what the model made, into a file with an ending of the modality's; it is whole or not there.
 
     Args:
         out: `(3, h, w)`, `(3, t, h, w)`, `(bands, frames)`, or ids `(n,)`.
         rate: frames a second of a video.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if modality == "text":
-        file.write_text(model.tokenizer.decode(out.tolist()) + "\n", encoding="utf-8")
-    elif modality == "audio":
-        spec = mel_of(model)
-        write_sound(file, spec.to_wave(out.float().cpu().clamp(0, 1)), spec.rate)
-    elif modality == "image":
-        Image.fromarray(_pixels(out)).save(file)
-    else:
-        _write_video(_pixels(out), file, rate)
+    with replaced(file) as half:
+        if modality == "text":
+            half.write_text(model.tokenizer.decode(out.tolist()) + "\n", encoding="utf-8", errors="replace")
+        elif modality == "audio":
+            spec = mel_of(model)
+            write_sound(half, spec.to_wave(out.float().cpu().clamp(0, 1)), spec.rate)
+        elif modality == "image":
+            write_picture(half, _pixels(out))
+        else:
+            write_video(half, _pixels(out), rate)
 
 
 def _pixels(out: Tensor) -> np.ndarray:
     """`(3, …)` in [0, 1] → uint8 `(…, 3)`."""
     return (out.detach().float().cpu().clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
-
-
-def _write_video(frames: np.ndarray, file: Path, rate: Fraction) -> None:
-    """uint8 `(t, h, w, 3)` as H.264, or MPEG-4 where this PyAV has no H.264; odd sides lose their last row or column."""
-    av = library("av")
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    height, width = (side // 2 * 2 for side in frames.shape[1:3])
-    with av.open(str(file), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for frame in frames:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())

@@ -38,7 +38,7 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> OmniLatentMode
     """
     from safetensors.torch import load_file
 
-    place = hub.locate(str(name))
+    place = hub.locate(hub.split_label(str(name))[1])
     if not (place / "config.json").exists():
         raise UserError(f"{name} is no any-to-any model: give a run of an omni recipe.")
     saved = hub.read_config(place)
