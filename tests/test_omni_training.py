@@ -97,6 +97,12 @@ def test_the_weights_of_the_losses_are_in_the_optimiser_and_move(tmp_path: Path)
     assert all(p.item() != 0 for p in weights.values())
 
 
+def test_the_recipes_have_the_sizes_of_the_digits_world() -> None:
+    model, sample = debug_omni().model, open_examples("digits", None, 0, debug_omni().model)[0].sample(0)
+    assert sample["image"].shape[1:] == model.image_size and sample["audio"].shape == (model.mel_bands, model.mel_frames)
+    assert sample["video"].shape[1:] == (model.video_frames, *model.video_size)
+
+
 def test_no_term_drowns_another_when_training_begins() -> None:
     terms = first_terms("digits")
     assert len(terms) == 10 and max(terms.values()) / min(terms.values()) < 3
