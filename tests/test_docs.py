@@ -81,7 +81,7 @@ def run(line: str) -> str:
 # -- the pages' own commands and code ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/omni.md"])
 def test_the_commands_of_a_page_run_one_after_the_other(page: str, here: Path) -> None:
     ran = 0
     for block in blocks(text_of(page)):
@@ -99,6 +99,16 @@ def test_the_readme_python_runs(here: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         exec(code, names)
     assert names["same"].shape == names["draw"].shape == (1, 3, 37, 29) and names["z"].shape == (1, 4, 5, 4)
+
+
+def test_the_python_of_the_any_to_any_page_runs(here: Path) -> None:
+    names: dict[str, object] = {}
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        for block in blocks(text_of("docs/omni.md")):
+            if block.language == "python":
+                exec(block.code, names)
+    assert names["logits"].shape == (1, 196, 32_000) and set(names["results"]) == {"text", "image"}
+    assert Path("runs/own/final/tokenizer.json").exists() and Path("style/hook.safetensors").exists()
 
 
 @pytest.mark.parametrize(("example", "arguments"), [
