@@ -228,7 +228,7 @@ class OmniLatentModel(nn.Module):
         if any(value is None for value in inputs.values()):
             raise ValueError(f"generate takes a modality and its data; got no data for {next(iter(inputs))}")
         read = self.read(inputs, vectors)  # type: ignore[arg-type]
-        return write(self, read, max_len or self.config.text_tokens, temperature, top_p, beams, generator)
+        return write(self, read, self.config.text_tokens if max_len is None else max_len, temperature, top_p, beams, generator)
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
