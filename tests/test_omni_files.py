@@ -122,7 +122,7 @@ def library_file(folder: Path) -> Path:
     own = tokenizers.Tokenizer(models.BPE())
     own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     own.train_from_iterator(WORDS * 5, trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     file = folder / "their-tokenizer.json"
     own.save(str(file))
     return file
@@ -142,6 +142,7 @@ def test_a_tokenizer_of_hugging_face_comes_back_too(theirs: LibraryTokenizer, te
 
 def test_a_tokenizer_is_saved_with_the_model(theirs: LibraryTokenizer, tmp_path: Path) -> None:
     assert len(theirs.encode("seven")) == 1  # it learned the word
+    assert theirs.encode("!") == [3] and theirs.decode([0, 1, 2, 3]) == "!"  # its own first id comes after ours
     theirs.save(tmp_path)
     assert open_tokenizer(tmp_path).encode("seven eight") == theirs.encode("seven eight")
     (tmp_path / "bytes").mkdir()
