@@ -222,7 +222,7 @@ def test_only_hooks_learn_when_the_base_is_frozen() -> None:
     (lambda m, d: m("image", torch.rand(1, 3, 16, 9000), "text"), "takes 2251 tokens and the model's max_tokens is 1000"),
     (lambda m, d: m.register_hook(LatentNeuralHook("h", 2, 16, [0])), "has dim 16; the model's hidden_dim is 32"),
     (lambda m, d: m.register_hook(LatentNeuralHook("h", 2, 32, [3])), "targets layer 3; the model has the layers 0 to 2"),
-    (lambda m, d: m.generate("image", d["image"], max_len=0 - 1), "max_len >= 1"),
+    (lambda m, d: m.generate("image", d["image"], max_len=0), "max_len >= 1"),
     (lambda m, d: m.probe(3, "image", d["image"]), "the layers 0 to 2; got 3"),
 ])
 def test_what_cannot_be_is_told_in_a_sentence(call, sentence: str) -> None:  # noqa: ANN001
