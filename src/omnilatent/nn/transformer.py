@@ -62,8 +62,8 @@ class Layer(nn.Module):
 
     Queries and keys are normalised to unit root mean square (Henry et al. 2020, arXiv 2010.04245) and then multiplied by a
     learned temperature for each head: without it no pair of tokens can be told from another, and nothing is learned. A learned
-    vector is added to both before they are turned; it begins alike in both, so that the heads begin by looking near a token's own
-    place, some more and some less: a picture can then be copied long before it can be understood.
+    vector is added to both before they are turned; it begins alike in both, so that the heads begin by looking near a token's
+    own place, some more and some less.
     """
 
     def __init__(self, config: LayerConfig) -> None:
