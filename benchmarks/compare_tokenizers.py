@@ -4,7 +4,7 @@
     python benchmarks/compare_tokenizers.py table                             mean ± spread over the seeds
 
 A point is one `omnilatent train` of a small recipe with the options of `SAME`, in a process of its own, measured on the val
-photos at 256² by the protocol. f8 with 1,024 and 16,384 codes and three seeds; KL has the 4 channels of kl-f8-small. At f4,
+photos at 256² by the protocol. f8 with 1,024 and 16,384 codes of 8 numbers and three seeds; KL has the 4 channels of kl-f8-small. At f4,
 KL with LDM's 3 channels and the tokenizer that was best at f8 and 16,384 codes. What tells the quantizers apart is theirs
 alone: their losses, at the package's defaults. Points are added to results/tokenizers.json as they end; a run that is
 stopped goes on where it was. GPUs are shared by `each` processes, so seconds say little.
@@ -29,6 +29,7 @@ import torch
 import tyro
 
 from omnilatent.metrics.catalogue import METRICS
+from omnilatent.report.record import replace_file
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "tokenizers.json"
@@ -96,8 +97,12 @@ def names(points: dict[str, Any]) -> list[str]:
 
 def learn(options: Learn) -> None:
     start, lock, record = time.monotonic(), Lock(), read(options.out)
-    record |= {"steps": options.steps, "same": SAME, "data": "imagenet-1k-sample: train.tar, val.tar at 256²",
-               "torch": torch.__version__, "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
+    budget = {"steps": options.steps, "same": SAME, "data": "imagenet-1k-sample: train.tar, val.tar at 256²"}
+    for name, value in budget.items():
+        if record["points"] and record[name] != value:
+            raise SystemExit(f"{options.out} holds points of another budget ({name}: {record[name]}): give another --out.")
+    record |= budget
+    where = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "torch": torch.__version__}
     free = list(options.gpus or range(max(1, torch.cuda.device_count()))) * options.each
 
     def run(name: str) -> None:
@@ -113,8 +118,8 @@ def learn(options: Learn) -> None:
                 print(f"{name} failed:\n{done.stdout[-500:]}\n{done.stderr[-2500:]}", flush=True)
                 return
             figures = json.loads(done.stdout.strip().splitlines()[-1])
-            record["points"][name] = figures
-            options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            record["points"][name] = figures | where
+            replace_file(options.out, json.dumps(record, indent=1) + "\n")
             print(f"{time.monotonic() - start:5.0f} s  {name}: {figures['psnr']:.2f} dB, {figures['seconds']:.0f} s", flush=True)
 
     while missing := [name for name in options.only or names(record["points"]) if name not in record["points"]]:

@@ -150,6 +150,10 @@ def test_filters_are_kept_in_eval_and_never_stale() -> None:
     twin = copy.deepcopy(layer)
     twin.mu.zero_()
     assert not torch.equal(twin.kernel(), layer.kernel())
+    parameters = list(layer.parameters())
+    before = layer.kernel().clone()
+    torch.nn.utils.vector_to_parameters(torch.nn.utils.parameters_to_vector(parameters) + 0.1, parameters)
+    assert not torch.equal(layer.kernel(), before)
     layer.train()
     assert layer.kernel() is not layer.kernel(), "computed anew while it trains"
     layer.eval()

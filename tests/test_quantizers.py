@@ -235,3 +235,11 @@ def test_names_and_settings_come_without_torch() -> None:
     code = ("import sys; from omnilatent.quantizers.config import FSQConfig, levels_for; FSQConfig(levels_for(1000)); "
             "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [("lgq", {"tau_schedule": "slow"}), ("lgq", {"tau_unit": "pixels"}),
+                                             ("lgq", {"dead_codes": "bury"}), ("vq", {"dead_codes": "prune"})])
+def test_a_word_that_a_setting_does_not_have_is_refused(kind: str, wrong: dict[str, str]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} is one of .*; got '{value}'"):
+        build_quantizer(kind, 8, codebook_size=16, **wrong)

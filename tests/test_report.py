@@ -363,7 +363,7 @@ def test_benchmark_rows_of_ours() -> None:
     tokens = evaluation("vq")
     tokens.codec["latent"] = "codes"
     rows = benchmark_rows([evaluation("a"), evaluation("n", name="ae-f8"), tokens, evaluation("p", kind="pixels")])
-    assert [row.type for row in rows] == ["KL", "AE", "VQ", "identity"]
+    assert [row.type for row in rows] == ["KL", "AE", "tokenizer", "identity"]
     assert rows[0].shape == "32×32×4" and rows[0].psnr == 27.0 and rows[0].rfid is None
 
 

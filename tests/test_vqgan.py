@@ -332,6 +332,10 @@ def test_a_frozen_half_keeps_every_bit(kind: str, half: str, here: Path, tmp_pat
 
 def test_init_of_another_kind_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     toy = shlex.join(TOY)
+    assert "this tokenizer has --codes 64, and --codes 32 was asked for" in refusal(
+        f"train lgq-small {toy} --init lgq --codes 32 --out no", capsys)
+    assert "this tokenizer has --codebooks 1, and --codebooks 2 was asked for" in refusal(
+        f"train lgq-small {toy} --init lgq --codebooks 2 --out no", capsys)
     assert "this tokenizer's quantizer is lgq, and the recipe trains vq: take the recipe lgq" in refusal(
         f"train vq-small {toy} --init lgq --out no", capsys)
     assert "lgq holds a model of the class VQGAN, but the recipe kl-f8-small trains one of the class AutoencoderKL" in refusal(

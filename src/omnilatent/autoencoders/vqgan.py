@@ -53,11 +53,20 @@ def config_of(vae: VQGAN, recipe: VQGANConfig) -> VQGANConfig:
     """The configuration of a model to start from.
 
     Raises:
-        UserError: its quantizer is of another kind than the recipe's.
+        UserError: its quantizer is of another kind than the recipe's, or has other codes than were asked for.
     """
     if vae.config.kind != recipe.kind:
         raise UserError(f"--init: this tokenizer's quantizer is {vae.config.kind}, and the recipe trains {recipe.kind}: take "
                         f"the recipe {vae.config.kind}.")
+    own = vae.config
+    asked = {"--codes": (recipe.codebook_size, own.codes), "--codebooks": (recipe.num_codebooks, own.num_codebooks),
+             "--residual-stages": (recipe.depth, own.depth)}
+    if recipe.kind == "fsq":
+        asked["--levels"] = (recipe.quantizer.levels, own.quantizer.levels)
+    for option, (wished, there) in asked.items():
+        if wished not in (None, 1, there):
+            raise UserError(f"--init: this tokenizer has {option} {there}, and {option} {wished} was asked for: leave the option out, "
+                            "or --init.")
     return replace(vae.config, quantizer=recipe.quantizer) if recipe.kind != "fsq" else vae.config
 
 

@@ -96,7 +96,8 @@ class GaussianConv2d(nn.Module):
         parameters = [getattr(self, name) for name in (*GEOMETRY, "amplitude")]
         if any(p.is_inference() for p in parameters):  # nothing tells whether they have changed
             return self._computed()
-        versions = tuple(p._version for p in parameters)  # an optimiser or an average may change them in place
+        # an optimiser or an average changes them in place, `vector_to_parameters` gives them other memory
+        versions = tuple((p._version, p.data_ptr()) for p in parameters)
         if self._kept is None or self._kept[0] != versions:
             self._kept = versions, self._computed()
         return self._kept[1]

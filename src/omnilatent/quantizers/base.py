@@ -82,7 +82,8 @@ class Quantizer(nn.Module, ABC):
         return self.training or torch.is_grad_enabled()
 
     def forward(self, vectors: Tensor) -> Quantized:
-        """Vectors `(b, n, dim)` or maps `(b, dim, h, w)` of any float dtype.
+        """Vectors `(b, n, dim)` or maps `(b, dim, h, w)` of any float dtype. They must be finite, which is not looked at here: the
+        training loop and the codec do.
 
         Raises:
             ValueError: another rank or width, or nothing in it.

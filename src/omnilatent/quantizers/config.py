@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations_with_replacement
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -21,6 +21,13 @@ def _check(**limits: tuple[float, float, float]) -> None:
     for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise ValueError(f"{name} lies between {low:g} and {high:g}; got {value:g}")
+
+
+def _check_words(config: object) -> None:
+    """Refuse a word that a field does not have: Python itself does not look."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            raise ValueError(f"{name} is one of {', '.join(get_args(hint))}; got {getattr(config, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class LGQConfig:
     """Of draws from the batch."""
 
     def __post_init__(self) -> None:
+        _check_words(self)
         _check(tau_start=(self.tau_start, 1e-6, 1e6), tau_end=(self.tau_end, 1e-6, 1e6), dead_below=(self.dead_below, 0, 1),
                usage_decay=(self.usage_decay, 0, 1), renew_every=(self.renew_every, 1, 1e9))
 
@@ -82,6 +90,7 @@ class VQConfig:
     """Of draws from the batch."""
 
     def __post_init__(self) -> None:
+        _check_words(self)
         _check(usage_decay=(self.usage_decay, 0, 1), dead_below=(self.dead_below, 0, 1), renew_every=(self.renew_every, 1, 1e9))
 
 

@@ -76,7 +76,7 @@ def codec_type(codec: dict[str, Any]) -> str:
     """The word of the table's first column: KL, VQ, identity, or AE for a deterministic latent."""
     if codec.get("kind") == "pixels":
         return "identity"
-    return {"gaussian": "KL", "codes": "VQ", "point": "AE"}.get(str(codec.get("latent", "")), "not stated")
+    return {"gaussian": "KL", "codes": "tokenizer", "point": "AE"}.get(str(codec.get("latent", "")), "not stated")
 
 
 def latent_shape(evaluation: Evaluation) -> str:
