@@ -133,13 +133,13 @@ def test_the_trainer_takes_a_model_a_configuration_and_a_loader(tmp_path: Path) 
 
 
 def test_it_learns_to_name_and_to_copy_digits(tmp_path: Path) -> None:
-    """240 steps on scikit-learn's digits: far above chance and the mean picture, on held-out ones."""
+    """400 steps on scikit-learn's digits: far above chance and the mean picture, on held-out ones."""
     config = OmniTraining(
         model=OmniModelConfig(hidden_dim=64, num_layers=2, num_heads=4, modalities=("text", "image"), gradient_checkpointing=False,
                               **WORLD),
         pairs=PairConfig(jobs=2, fused_share=0.0, flow_share=0.0),
         optimizer=OptimizerConfig(optimizer="muon", lr=1e-2, betas=(0.9, 0.95), warmup=10, ema_decay=0.9),
-        run=RunConfig(steps=240, batch_size=32, validate_every=240, save_every=1_000, workers=0, device="cpu"))
+        run=RunConfig(steps=400, batch_size=32, validate_every=400, save_every=1_000, workers=0, device="cpu"))
     task = OmniTask(config, "digits", None, lambda file, reason: None)
     figures = train(task, config.run, tmp_path, launch_fabric(config.run), quiet=True)
     mean = torch.stack([task.examples.sample(i)["image"] for i in range(200)]).mean(0)
@@ -191,6 +191,10 @@ def test_omni_coco_learns_from_cocos_own_json_and_from_tars(tmp_path: Path, caps
         dataset.set_epoch(epoch)
         said.add(tuple(dataset[3]["text"].tolist()))
     assert len(said) == 2  # both captions get their turn
+    (data / f"{4:012}.png").write_bytes(b"no picture")
+    assert main(["train", "omni-coco", "--data", str(data), "--out", str(tmp_path / "broken"), *TINY, "--steps", "12"]) == 0
+    listed = (tmp_path / "broken" / "skipped.jsonl").read_text(encoding="utf-8")
+    assert f"{4:012}.png" in listed and "Traceback" not in capsys.readouterr().err
     with tarfile.open(tmp_path / "pairs.tar", "w") as tar:
         for number in range(4):
             (tmp_path / "text").write_text("one line\nanother\n")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import UserError
-from .images import resize_and_crop
+from .images import UnreadableImage, resize_and_crop
 from .keyed import EpochOrder, below, draws
 from .patterns import paths_of
 from .protocols import ImageSource
@@ -48,14 +48,29 @@ class Captioned:
     def __len__(self) -> int:
         return len(self.source)
 
-    def sample(self, position: int) -> tuple[Tensor, str]:
-        """A picture `(3, size, size)` in [0, 1], its short side resized, its centre cut out; and one of its captions."""
-        epoch, place = divmod(position, len(self))
-        index = EpochOrder(len(self), self.seed, epoch)[place] if self.varied else place
-        pixels = torch.from_numpy(resize_and_crop(self.source.read(index), self.size)).permute(2, 0, 1).float() / 255
-        own = self.captions[stem(self.source.key(index))]
-        which, mirrored = draws("captions", self.seed, position, count=2) if self.varied else (0, 0)
-        return pixels.flip(2) if mirrored >> 63 else pixels, own[below(which, len(own))]
+    def sample(self, position: int) -> tuple[Tensor, str, list[tuple[str, str]]]:
+        """A picture `(3, size, size)` in [0, 1], its short side resized, its centre cut out; one of its captions; and the (key,
+        reason) of the unreadable pictures whose place it took.
+
+        Raises:
+            UserError: no picture can be read.
+        """
+        n = len(self)
+        epoch, place = divmod(position, n)
+        order = EpochOrder(n, self.seed, epoch) if self.varied else range(n)
+        skipped: list[tuple[str, str]] = []
+        for ahead in range(n):
+            index = order[(place + ahead) % n]
+            try:
+                picture = resize_and_crop(self.source.read(index), self.size)
+            except UnreadableImage as unreadable:
+                skipped.append((self.source.key(index), unreadable.reason))
+                continue
+            pixels = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+            own = self.captions[stem(self.source.key(index))]
+            which, mirrored = draws("captions", self.seed, position, count=2) if self.varied else (0, 0)
+            return pixels.flip(2) if mirrored >> 63 else pixels, own[below(which, len(own))], skipped
+        raise UserError(f"None of the {n} pictures of {self.name} can be read; the first: {skipped[0][0]} {skipped[0][1]}.")
 
 
 def stem(key: str) -> str:
@@ -157,7 +172,9 @@ class CocoCaptionsDataset(Dataset[dict[str, Tensor]]):
         return len(self.examples)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        image, _ = self.examples.sample(i)
+        image, _, skipped = self.examples.sample(i)
+        if skipped:
+            raise UserError(f"{skipped[0][0]} {skipped[0][1]}.")
         own = self.examples.captions[stem(self.examples.source.key(i))]
         caption = own[below(draws("coco", self.examples.seed, self.epoch, i, count=1)[0], len(own))]
         return {"image": image, "text": torch.tensor(self.encode(caption)[: self.max_tokens])}

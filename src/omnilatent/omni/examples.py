@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -23,7 +23,8 @@ from ..errors import UserError
 from .config import MODALITIES, OmniModelConfig
 from .tokenizer import Tokenizer, pad
 
-Example = Mapping[str, Tensor | str]
+SKIPPED = "skipped"
+Example = Mapping[str, Tensor | str | list[tuple[str, str]]]
 
 
 class Examples(Protocol):
@@ -35,7 +36,8 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def sample(self, position: int) -> Example:
-        """Modality → tensor without its batch axis, or a string of text; a `label` may be among them."""
+        """Modality → tensor without its batch axis, or a string of text; `SKIPPED` → (file, reason) of unreadable files whose
+        place it took."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class CaptionExamples:
         return len(self.captioned)
 
     def sample(self, position: int) -> Example:
-        image, caption = self.captioned.sample(position)
-        return {"image": image, "text": caption[: self.most]}
+        image, caption, skipped = self.captioned.sample(position)
+        return {"image": image, "text": caption[: self.most], SKIPPED: skipped}
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,12 @@ def open_examples(data: str, val: str | None, seed: int, model: OmniModelConfig)
 
 @dataclass(frozen=True)
 class OmniBatch:
-    """One step's examples on one rank: modality → tensor; `positions` `(b,)` in the whole run."""
+    """One step's examples on one rank: modality → tensor; `positions` `(b,)` in the whole run; (file, reason) of what was
+    passed over."""
 
     data: dict[str, Tensor]
     positions: Tensor
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -138,7 +142,7 @@ class OmniBatch:
         return OmniBatch({name: t[start:stop] for name, t in self.data.items()}, self.positions[start:stop])
 
     def to(self, device: torch.device) -> OmniBatch:
-        return OmniBatch({name: t.to(device, non_blocking=True) for name, t in self.data.items()}, self.positions)
+        return replace(self, data={name: t.to(device, non_blocking=True) for name, t in self.data.items()})
 
     def pin_memory(self) -> OmniBatch:
         return replace(self, data={name: t.pin_memory() for name, t in self.data.items()})
@@ -155,7 +159,7 @@ def collate(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Tens
         if set(example) != names:
             raise UserError(f"the examples of a batch have the same modalities; got {sorted(names)} and {sorted(example)}.")
     return {name: pad([tokenizer.encode(str(e[name])) for e in examples]) if name == "text"
-            else torch.stack([torch.as_tensor(e[name]) for e in examples]) for name in examples[0]}
+            else torch.stack([torch.as_tensor(e[name]) for e in examples]) for name in examples[0] if name != SKIPPED}
 
 
 def omni_batches(
@@ -177,7 +181,8 @@ class _Steps(Dataset[OmniBatch | UserError]):
         first = (step * self.world + self.rank) * self.batch_size
         positions = range(first, first + self.batch_size)
         try:
-            data = collate([self.examples.sample(position) for position in positions], self.tokenizer)
+            examples = [self.examples.sample(position) for position in positions]
+            data = collate(examples, self.tokenizer)
         except UserError as mistake:
             return mistake
-        return OmniBatch(data, torch.tensor(positions))
+        return OmniBatch(data, torch.tensor(positions), [passed for e in examples for passed in e.get(SKIPPED, [])])

@@ -110,6 +110,8 @@ class OmniTask:
         return batch.part(0, len(batch) // 2) if len(batch) > 1 else None
 
     def step(self, batch: OmniBatch, position: int) -> Logged:
+        for file, reason in batch.skipped:
+            self.skipped(file, reason)
         config, o = self.config, self.config.optimizer
         share = warmup_cosine(position, config.run.steps, o.warmup, o.final_lr)
         for group in self.optimizer.param_groups:
