@@ -42,7 +42,8 @@ def first_terms(data: str) -> dict[str, float]:
         for name in model.modalities:
             for flowing in (False, True) if name != "text" else (False,):
                 source = model.read({name: batch[name]})
-                terms = learning.terms(source, Job((name,), name, flowing), batch[name], torch.Generator().manual_seed(0))
+                job = Job((name,), name, flowing)
+                terms = learning.terms(source, job, learning.needs(job, batch, torch.Generator().manual_seed(0)))
                 found |= {f"{name} {term}": value.item() for term, value in terms.items()}
     return found
 

@@ -142,14 +142,16 @@ def test_no_parameter_is_dead_and_checkpointing_changes_no_gradient() -> None:
             model = small(gradient_checkpointing=checkpointing)
             model.register_hook(LatentNeuralHook("hook", 2, 32, [0, 2]))
             learning = OmniLearning(model, PairConfig()).train()
-            learning(jobs, [data] * len(jobs), torch.Generator().manual_seed(0))["loss"].backward()
+            generator = torch.Generator().manual_seed(0)
+            for job in jobs:
+                learning(job, learning.needs(job, data, generator))["loss"].backward()
             dead = [name for name, p in learning.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
             # a transform that ends in zeros gives its first layers no gradient in the first step
             assert [name for name in dead if "transform" not in name] == []
             gradients.append({name: p.grad for name, p in learning.named_parameters()})
             torch.manual_seed(0)
     for name in gradients[0]:
-        assert torch.allclose(gradients[0][name], gradients[1][name], atol=1e-6), name
+        assert torch.allclose(gradients[0][name], gradients[1][name], atol=1e-5), name
 
 
 def test_a_closed_gate_and_a_removed_hook_leave_every_bit() -> None:

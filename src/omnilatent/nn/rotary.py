@@ -24,14 +24,16 @@ class Rotary(nn.Module):
         self.register_buffer("frequencies", torch.pi * base ** (-torch.arange(pairs) / pairs), persistent=False)
         self.register_buffer("axes", torch.arange(pairs) % 3, persistent=False)
 
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions `(n, 3)` → cosines and sines `(n, head_dim / 2)`, float32."""
+    def forward(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Positions `(n, 3)` → cosines and sines for `rotate`, each `(n, 1, 1, head_dim)`."""
         angles = positions.float()[:, self.axes] * self.frequencies
-        return angles.cos(), angles.sin()
+        cos, sin = angles.cos(), angles.sin()
+        turn = torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)
+        return turn[0][:, None, None].to(dtype), turn[1][:, None, None].to(dtype)
 
 
 def rotate(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Heads `(b, h, n, d)` with each pair (i, i + d/2) turned by its angle, in the heads' dtype."""
-    cos, sin = (t.to(heads.dtype) for t in turn)
-    first, second = heads.chunk(2, -1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    """Queries and keys `(b, n, 2, h, d)` with each pair of channels (i, i + d/2) turned by its angle, in the heads' dtype."""
+    cos, sin = turn
+    swapped = heads.roll(heads.shape[-1] // 2, -1)
+    return torch.addcmul(heads * cos.to(heads.dtype), swapped, sin.to(heads.dtype))

@@ -1,5 +1,6 @@
 """One transformer layer that reads a prefix once and extends it: prefix-LM attention without a mask.
 
+- `Norm`: RMSNorm.
 - `Keys`: what a layer remembers of the tokens that may be attended to.
 - `Layer`: RMSNorm, attention with rotary positions and normalised queries and keys, SwiGLU.
 - `attend`: scaled dot-product attention over remembered keys and, after them, a causal or a full target.
@@ -25,6 +26,16 @@ from .rotary import rotate
 NEAR = 2.0  # of the head that looks most to its own place when training begins
 
 
+class Norm(nn.RMSNorm):
+    """RMSNorm whose scale is taken in the input's dtype, which lets a GPU do it in one kernel under autocast."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Keys(NamedTuple):
     """Keys and values `(b, heads, n, d)`, turned by their positions, and which are no padding, `(b, n)` bool or None: all."""
 
@@ -32,11 +43,11 @@ class Keys(NamedTuple):
     v: Tensor
     valid: Tensor | None = None
 
-    def then(self, k: Tensor, v: Tensor) -> Keys:
-        """These and, after them, others that are all valid."""
-        valid = self.valid
-        if valid is not None:
-            valid = torch.cat((valid, valid.new_ones(len(valid), k.shape[2])), 1)
+    def then(self, k: Tensor, v: Tensor, valid: Tensor | None = None) -> Keys:
+        """These and, after them, others, by default all valid."""
+        if self.valid is not None or valid is not None:
+            valid = torch.cat([k.new_ones(len(k), t.shape[2], dtype=torch.bool) if known is None else known
+                               for t, known in ((self.k, self.valid), (k, valid))], 1)
         return Keys(torch.cat((self.k, k), 2), torch.cat((self.v, v), 2), valid)
 
 
@@ -69,7 +80,7 @@ class Layer(nn.Module):
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         dim, self.heads = config.dim, config.heads
-        self.norm, self.mlp_norm = nn.RMSNorm(dim, eps=1e-6), nn.RMSNorm(dim, eps=1e-6)
+        self.norm, self.mlp_norm = Norm(dim), Norm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.temperature = nn.Parameter(torch.ones(config.heads))
         near = torch.linspace(0, NEAR, config.heads)[:, None, None].repeat(1, 1, dim // config.heads)
@@ -78,13 +89,15 @@ class Layer(nn.Module):
 
     def project(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens `(b, n, dim)` → queries, keys, values `(b, heads, n, d)`, the first two normalised and turned."""
-        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = (nn.functional.rms_norm(t, t.shape[-1:], eps=1e-6) for t in (q, k))
-        q = q * self.temperature[:, None, None].to(q.dtype) + self.near_q.to(q.dtype)
-        k = k + self.near_k.to(k.dtype)
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))  # b n 3 h d
+        both = nn.functional.rms_norm(qkv[:, :, :2], qkv.shape[-1:], eps=1e-6)
+        scale = torch.stack((self.temperature, torch.ones_like(self.temperature)))[..., None]
+        near = torch.stack((self.near_q, self.near_k)).squeeze(2)
+        both = torch.addcmul(near.to(both.dtype), both, scale.to(both.dtype))
         if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
-        return q.to(v.dtype), k.to(v.dtype), v
+            both = rotate(both, turn)
+        q, k = both.to(qkv.dtype).permute(2, 0, 3, 1, 4)
+        return q, k, qkv[:, :, 2].transpose(1, 2)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Tokens and what their heads attended to, `(b, heads, n, d)` → the layer's output."""

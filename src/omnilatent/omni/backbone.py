@@ -2,6 +2,7 @@
 
 - `Backbone.read`: source tokens through all layers, with the hooks among them; what targets may attend to.
 - `Backbone.extend`: target tokens through all layers, attending to what was read, to what was written before, to themselves.
+- `Backbone.together`: both at once, for training, where each prefix has one target.
 - `Memory`: both kinds of keys, a layer at a time.
 
 Hooks take part as tokens of their own (`hooks.py`). What a layer's attention gives with a hook less what it gives without,
@@ -18,22 +19,33 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..nn.rotary import Rotary
-from ..nn.transformer import Keys, Layer, LayerConfig, attend
+from ..nn.transformer import Keys, Layer, LayerConfig, Norm, attend
 from .hooks import HookKeys, LatentNeuralHook
 from .tokens import Tokens
 
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """One layer's keys of the prefix, of each hook there, and of what was written so far."""
+    """One layer's keys of the prefix, of each hook there, and of what was written so far.
+
+    What is written grows, unless it has slots: `written` is then as long as the text may become, and `slot` `(1,)` says which
+    of its keys the next token takes.
+    """
 
     prefix: Keys
     hooks: tuple[HookKeys, ...] = ()
     written: Keys | None = None
+    slot: Tensor | None = None
 
     def grown(self, k: Tensor, v: Tensor) -> LayerMemory:
         """With more that was written."""
-        return replace(self, written=Keys(k, v) if self.written is None else self.written.then(k, v))
+        if self.written is None:
+            return replace(self, written=Keys(k, v))
+        if self.slot is None:
+            return replace(self, written=self.written.then(k, v))
+        self.written.k.index_copy_(2, self.slot, k)
+        self.written.v.index_copy_(2, self.slot, v)
+        return self
 
 
 @dataclass(frozen=True)
@@ -48,16 +60,19 @@ class Read:
     layers: list[tuple[Tensor, dict[str, Tensor]]] = field(default_factory=list)
 
 
+Hooks = Sequence[tuple[LatentNeuralHook, Tensor]]
+
+
 class Backbone(nn.Module):
     """`count` layers and a last norm."""
 
     def __init__(self, config: LayerConfig, count: int, checkpointing: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config) for _ in range(count))
-        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.norm = Norm(config.dim)
         self.rotary = Rotary(config.dim // config.heads)
-        self.checkpointing = checkpointing
-        self._read_layer, self._extend_layer = _read_layer, _extend_layer
+        self.checkpointing, self.compiled = checkpointing, False
+        self._read_layer, self._both_layer, self._extend_layer = _read_layer, _both_layer, _extend_layer
         for name, weight in self.named_parameters():  # residual branches begin small, the deeper the network the smaller
             if weight.ndim == 2:
                 scale = (2 * count) ** -0.5 if name.endswith(("out.weight", "down.weight")) else 1.0
@@ -70,32 +85,44 @@ class Backbone(nn.Module):
         """Compile what every layer does, once for all of them; a hook that is registered later is seen."""
         # sources alone or together, targets, with gradients and without are more cases than torch's 8
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        self._read_layer, self._extend_layer = (torch.compile(f) for f in (_read_layer, _extend_layer))
+        layers = (_read_layer, _both_layer, _extend_layer)
+        self._read_layer, self._both_layer, self._extend_layer = (torch.compile(f, dynamic=True) for f in layers)
+        self.compiled = True
 
-    def read(self, tokens: Tokens, hooks: Sequence[tuple[LatentNeuralHook, Tensor]] = (), keep: bool = False) -> Read:
+    def read(self, tokens: Tokens, hooks: Hooks = (), keep: bool = False) -> Read:
         """Read a prefix.
 
         Args:
             hooks: each with the state that it begins with, `(b, tokens, dim)`.
             keep: also return the states after each layer.
         """
-        x, turn, memory, kept = tokens.x, self.rotary(tokens.positions), [], []
+        x, turn, memory, kept = tokens.x, self.rotary(tokens.positions, tokens.x.dtype), [], []
         states = {hook.name: state for hook, state in hooks}
         for index, layer in enumerate(self.layers):
-            there = [hook for hook, _ in hooks if index in hook.target_layers]
-            gates = [hook.gate(index) for hook in there]
-            x, keys, changed = self._call(self._read_layer, layer, x, turn, tokens.valid, [states[h.name] for h in there], gates)
+            there, own, gates = _there(hooks, states, index)
+            x, keys, changed = self._call(self._read_layer, layer, x, turn, tokens.valid, own, gates)
             states |= {hook.name: hook.evolve(state) for hook, state in zip(there, changed, strict=True)}
             memory.append(keys)
             if keep:
                 kept.append((x, dict(states)))
         return Read(self.norm(x), tokens.valid, memory, states, kept)
 
+    def together(self, tokens: Tokens, hooks: Hooks, x: Tensor, positions: Tensor, causal: bool) -> Tensor:
+        """What `read` and then `extend` give for a target, in one pass through the layers: half as many kernels, each for more."""
+        n, x = tokens.x.shape[1], torch.cat((tokens.x, x.to(tokens.x.dtype)), 1)
+        turn = self.rotary(torch.cat((tokens.positions, positions)), x.dtype)
+        states = {hook.name: state for hook, state in hooks}
+        for index, layer in enumerate(self.layers):
+            there, own, gates = _there(hooks, states, index)
+            x, changed = self._call(self._both_layer, layer, x, n, turn, tokens.valid, own, gates, causal)
+            states |= {hook.name: hook.evolve(state) for hook, state in zip(there, changed, strict=True)}
+        return self.norm(x[:, n:])
+
     def extend(
         self, x: Tensor, positions: Tensor, memory: list[LayerMemory], causal: bool
     ) -> tuple[Tensor, list[LayerMemory]]:
         """Target tokens `(b, m, dim)` at `positions` `(m, 3)` → their last states, normalised, and the memory with them."""
-        turn, grown = self.rotary(positions), []
+        turn, grown = self.rotary(positions, x.dtype), []
         for layer, before in zip(self.layers, memory, strict=True):
             x, after = self._call(self._extend_layer, layer, x, turn, before, causal)
             grown.append(after)
@@ -103,8 +130,14 @@ class Backbone(nn.Module):
 
     def _call(self, function, *arguments):  # noqa: ANN001, ANN002, ANN202
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *arguments, use_reentrant=False)
+            return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)  # nothing there is drawn
         return function(*arguments)
+
+
+def _there(hooks: Hooks, states: dict[str, Tensor], index: int) -> tuple[list[LatentNeuralHook], list[Tensor], list[Tensor]]:
+    """The hooks of a layer, their states and their gates."""
+    there = [hook for hook, _ in hooks if index in hook.target_layers]
+    return there, [states[hook.name] for hook in there], [hook.gate(index) for hook in there]
 
 
 def _read_layer(
@@ -113,14 +146,29 @@ def _read_layer(
     """One layer over a prefix and the hooks that are there."""
     q, k, v = layer.project(x, turn)
     prefix = Keys(k, v, valid)
+    hooks, changed = _changed(layer, prefix, states, gates)
+    return layer.finish(x, attend_gated(q, prefix, hooks)), LayerMemory(prefix, hooks), changed
+
+
+def _both_layer(
+    layer: Layer, x: Tensor, n: int, turn: tuple[Tensor, Tensor], valid: Tensor | None, states: list[Tensor], gates: list[Tensor],
+    causal: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """One layer over `n` tokens of a prefix, the hooks that are there, and a target behind them."""
+    q, k, v = layer.project(x, turn)
+    prefix, target = Keys(k[:, :, :n], v[:, :, :n], valid), Keys(k[:, :, n:], v[:, :, n:])
+    hooks, changed = _changed(layer, prefix, states, gates)
+    whole = Keys(k, v) if valid is None else None
+    attended = (attend_gated(q[:, :, :n], prefix, hooks), attend_gated(q[:, :, n:], prefix, hooks, target, causal, whole))
+    return layer.finish(x, torch.cat(attended, 2)), changed
+
+
+def _changed(layer: Layer, prefix: Keys, states: list[Tensor], gates: list[Tensor]) -> tuple[tuple[HookKeys, ...], list[Tensor]]:
+    """What others attend to of each hook, and its state after the layer."""
     projected = [layer.project(state, None) for state in states]
     hooks = tuple(HookKeys(gate, k, v) for gate, (_, k, v) in zip(gates, projected, strict=True))
-    x = layer.finish(x, attend_gated(q, prefix, hooks))
-    changed = []
-    for i, (state, (q, k, v)) in enumerate(zip(states, projected, strict=True)):
-        others = (*hooks[:i], *hooks[i + 1 :])
-        changed.append(layer.finish(state, attend_gated(q, prefix.then(k, v), others)))
-    return x, LayerMemory(prefix, hooks), changed
+    return hooks, [layer.finish(state, attend_gated(q, prefix.then(k, v), (*hooks[:i], *hooks[i + 1 :])))
+                   for i, (state, (q, k, v)) in enumerate(zip(states, projected, strict=True))]
 
 
 def _extend_layer(
@@ -134,13 +182,17 @@ def _extend_layer(
 
 
 def attend_gated(
-    q: Tensor, keys: Keys, hooks: Sequence[HookKeys], written: Keys | None = None, causal: bool = False
+    q: Tensor, keys: Keys, hooks: Sequence[HookKeys], written: Keys | None = None, causal: bool = False, whole: Keys | None = None,
 ) -> Tensor:
-    """Attention over `keys` and `written`, plus each hook's gate times the difference that its tokens make."""
-    def over(base: Keys) -> Tensor:
-        return attend(q, base if written is None else base.then(written.k, written.v), causal)
+    """Attention over `keys` and `written`, plus each hook's gate times the difference that its tokens make.
 
-    without = over(keys)
+    Args:
+        whole: `keys` and `written` as one, where they lie so already.
+    """
+    def over(base: Keys) -> Tensor:
+        return attend(q, base if written is None else base.then(*written), causal)
+
+    without = over(keys) if whole is None else attend(q, whole, causal)
     attended = without
     for hook in hooks:
         attended = attended + hook.gate.to(without.dtype) * (over(keys.then(hook.k, hook.v)) - without)

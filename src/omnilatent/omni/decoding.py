@@ -7,29 +7,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..nn.transformer import Keys
 from .backbone import LayerMemory
+from .cached import decoder_for
 from .hooks import HookKeys
 from .source import Source
-from .text import END, PAD, TextModality
+from .text import END, PAD
+
+if TYPE_CHECKING:
+    from .model import OmniLatentModel
 
 
-class Writer(Protocol):
-    """What writes text: the model."""
-
-    def text_part(self) -> TextModality:
-        """Its embedding and logits."""
-
-    def write_on(self, memory: list[LayerMemory], x: Tensor, start: int) -> tuple[Tensor, list[LayerMemory]]:
-        """Vectors `(b, m, dim)`, the first of them the `start`-th of the text → their last states, and the memory with them."""
-
-
-def greedy_logits(model: Writer, source: Source, positions: int) -> Tensor:
+def greedy_logits(model: OmniLatentModel, source: Source, positions: int) -> Tensor:
     """Logits `(b, positions, vocabulary)`, each for the likeliest tokens before it; gradients go through the logits."""
     part = model.text_part()
     x, memory, found = part.begin.to(source.latent).expand(source.batch, 1, -1), source.memory, []
@@ -41,7 +35,7 @@ def greedy_logits(model: Writer, source: Source, positions: int) -> Tensor:
 
 
 def write(
-    model: Writer, source: Source, most: int, temperature: float = 0.0, top_p: float = 1.0, beams: int = 1,
+    model: OmniLatentModel, source: Source, most: int, temperature: float = 0.0, top_p: float = 1.0, beams: int = 1,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Ids `(b, ≤ most)`, the end not among them, padded with 0."""
@@ -53,11 +47,10 @@ def write(
             raise ValueError(f"beam search takes no temperature; got beams {beams} and temperature {temperature}")
         return _beam(model, source, most, beams)
     part, generator = model.text_part(), generator or torch.Generator(source.latent.device).manual_seed(0)
-    x, memory = part.begin.to(source.latent).expand(source.batch, 1, -1), source.memory
+    x, decoder = part.begin.to(source.latent).expand(source.batch, 1, -1), decoder_for(model, source, most)
     ended, written = torch.zeros(source.batch, dtype=torch.bool, device=x.device), []
     for position in range(most):
-        x, memory = model.write_on(memory, x, position)
-        ids = _choose(part.logits(x)[:, 0].float(), temperature, top_p, generator)
+        ids = _choose(decoder.next(x, position), temperature, top_p, generator)
         ended = ended | (ids == END)
         written.append(ids.masked_fill(ended, PAD))
         if position % 8 == 7 and bool(ended.all()):  # to ask at every token would make a GPU wait at every token
@@ -83,7 +76,7 @@ def _trimmed(ids: Tensor) -> Tensor:
     return ids[:, : int(used[-1]) + 1 if len(used) else 1]
 
 
-def _beam(model: Writer, source: Source, most: int, beams: int) -> Tensor:
+def _beam(model: OmniLatentModel, source: Source, most: int, beams: int) -> Tensor:
     """The likeliest texts by their mean log-probability a token, the end counted."""
     part, batch, device = model.text_part(), source.batch, source.latent.device
     memory = [_spread(layer, beams) for layer in source.memory]

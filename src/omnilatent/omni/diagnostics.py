@@ -115,7 +115,7 @@ def loss_shares(model: OmniLatentModel, data: Mapping[str, Tensor]) -> Figures:
         for flowing in (False, True) if isinstance(model.part(name), PatchModality) else (False,):
             job = Job((name,), name, flowing)
             terms |= {f"{name} {term}": float(value) for term, value in
-                      learning.terms(source, job, batch, generator.manual_seed(0)).items()}
+                      learning.terms(source, job, learning.needs(job, data, generator.manual_seed(0))).items()}
     total = sum(terms.values())
     return {name: {"loss": value, "share": value / total} for name, value in terms.items()}
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from ..data.structured import SYNTHETIC_LENGTH, structured_image
 from ..data.workers import made_in_workers
 from ..errors import UserError
 from .config import MODALITIES, OmniModelConfig
+from .pairs import Job, Plan
 from .tokenizer import Tokenizer, pad
 
 SKIPPED = "skipped"
@@ -35,9 +36,13 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def sample(self, position: int) -> Example:
+    def sample(self, position: int, names: Iterable[str] | None = None) -> Example:
         """Modality → tensor without its batch axis, or a string of text; `SKIPPED` → (file, reason) of unreadable files whose
-        place it took."""
+        place it took.
+
+        Args:
+            names: the modalities that are wanted; by default all. Others may be left out.
+        """
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,9 @@ class DigitExamples:
     def __len__(self) -> int:
         return len(self.world)
 
-    def sample(self, position: int) -> Example:
+    def sample(self, position: int, names: Iterable[str] | None = None) -> Example:
         sample = self.world.sample(position)
-        return {name: getattr(sample, name) for name in self.modalities}
+        return {name: getattr(sample, name) for name in names or self.modalities}
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class CaptionExamples:
     def __len__(self) -> int:
         return len(self.captioned)
 
-    def sample(self, position: int) -> Example:
+    def sample(self, position: int, names: Iterable[str] | None = None) -> Example:
         image, caption, skipped = self.captioned.sample(position)
         return {"image": image, "text": caption[: self.most], SKIPPED: skipped}
 
@@ -94,7 +99,7 @@ class SyntheticExamples:
     def __len__(self) -> int:
         return SYNTHETIC_LENGTH
 
-    def sample(self, position: int) -> Example:
+    def sample(self, position: int, names: Iterable[str] | None = None) -> Example:
         model, index = self.model, position % len(self)
         (height, width), (tall, wide) = model.image_size, model.video_size
         picture = torch.from_numpy(structured_image(self.seed, index, max(height, width, tall, wide))).permute(2, 0, 1).float() / 255
@@ -128,24 +133,20 @@ def open_examples(data: str, val: str | None, seed: int, model: OmniModelConfig)
 
 @dataclass(frozen=True)
 class OmniBatch:
-    """One step's examples on one rank: modality → tensor; `positions` `(b,)` in the whole run; (file, reason) of what was
-    passed over."""
+    """One step's examples on one rank: each job with the modalities that it needs, of equally many examples; (file, reason) of
+    what was passed over."""
 
-    data: dict[str, Tensor]
-    positions: Tensor
+    parts: list[tuple[Job, dict[str, Tensor]]]
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
-    def __len__(self) -> int:
-        return len(self.positions)
+    def map(self, change: Callable[[Tensor], Tensor]) -> OmniBatch:
+        """With every tensor changed."""
+        return replace(self, parts=[(job, {name: change(t) for name, t in data.items()}) for job, data in self.parts])
 
-    def part(self, start: int, stop: int) -> OmniBatch:
-        return OmniBatch({name: t[start:stop] for name, t in self.data.items()}, self.positions[start:stop])
-
-    def to(self, device: torch.device) -> OmniBatch:
-        return replace(self, data={name: t.to(device, non_blocking=True) for name, t in self.data.items()})
-
-    def pin_memory(self) -> OmniBatch:
-        return replace(self, data={name: t.pin_memory() for name, t in self.data.items()})
+    def halved(self) -> OmniBatch | None:
+        """With half of each job's examples; None where one is left."""
+        count = len(next(iter(self.parts[0][1].values())))
+        return self.map(lambda t: t[: count // 2]) if count > 1 else None
 
 
 def collate(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Tensor]:
@@ -163,26 +164,32 @@ def collate(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Tens
 
 
 def omni_batches(
-    examples: Examples, tokenizer: Tokenizer, batch_size: int, start: int, stop: int, rank: int = 0, world: int = 1,
+    examples: Examples, tokenizer: Tokenizer, plan: Plan, batch_size: int, start: int, stop: int, rank: int = 0, world: int = 1,
     workers: int = 0,
 ) -> Iterator[OmniBatch]:
     """Batches of the steps [start, stop): step s has the positions s·G … s·G + G − 1 with G = batch_size · world."""
-    for batch in made_in_workers(_Steps(examples, tokenizer, batch_size, rank, world), range(start, stop), workers):
+    for batch in made_in_workers(_Steps(examples, tokenizer, plan, batch_size, rank, world), range(start, stop), workers):
         if isinstance(batch, UserError):
             raise batch
         yield batch
 
 
 class _Steps(Dataset[OmniBatch | UserError]):
-    def __init__(self, examples: Examples, tokenizer: Tokenizer, batch_size: int, rank: int, world: int) -> None:
-        self.examples, self.tokenizer, self.batch_size, self.rank, self.world = examples, tokenizer, batch_size, rank, world
+    def __init__(self, examples: Examples, tokenizer: Tokenizer, plan: Plan, batch_size: int, rank: int, world: int) -> None:
+        self.examples, self.tokenizer, self.plan = examples, tokenizer, plan
+        self.batch_size, self.rank, self.world = batch_size, rank, world
 
     def __getitem__(self, step: int) -> OmniBatch | UserError:
         first = (step * self.world + self.rank) * self.batch_size
-        positions = range(first, first + self.batch_size)
+        jobs = self.plan.jobs(step, self.batch_size)
+        size, parts, skipped = self.batch_size // len(jobs), [], []
         try:
-            examples = [self.examples.sample(position) for position in positions]
-            data = collate(examples, self.tokenizer)
+            for number, job in enumerate(jobs):
+                start = first + number * size
+                made = [self.examples.sample(position, job.names) for position in range(start, start + size)]
+                skipped += [passed for example in made for passed in example.get(SKIPPED, [])]
+                data = collate(made, self.tokenizer)
+                parts.append((job, {name: data[name] for name in job.names}))
         except UserError as mistake:
             return mistake
-        return OmniBatch(data, torch.tensor(positions), [passed for e in examples for passed in e.get(SKIPPED, [])])
+        return OmniBatch(parts, skipped)

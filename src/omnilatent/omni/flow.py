@@ -3,7 +3,7 @@
 x_t = (1 − t) noise + t x (Lipman et al. 2022, arXiv 2210.02747; Liu et al. 2022, arXiv 2209.03003). The model takes x_t for x̂,
 and the velocity is (x̂ − x_t) / (1 − t): clean patches lie on a manifold, noise does not (Li & He 2025, arXiv 2511.13720).
 
-- `flow`: Euler's steps. `on_the_way`: x_t and t for training. `TimeFeatures`: t as a vector.
+- `flow`: Euler's steps. `draw`, `on_the_way`: noise, t and x_t for training. `TimeFeatures`: t as a vector.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ def flow(predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int)
     return x
 
 
-def on_the_way(patches: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Clean patches `(b, n, p)` → x_t and t `(b,)`, which is logit-normal (Esser et al. 2024, arXiv 2403.03206)."""
-    device = generator.device
-    time = torch.randn(len(patches), generator=generator, device=device).sub(0.4).sigmoid().to(patches.device)
-    noise = torch.randn(patches.shape, generator=generator, device=device).to(patches)
-    part = time[:, None, None].to(patches.dtype)
-    return noise.lerp(patches, part), time
+def draw(shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noise of a shape `(b, n, p)`, and t `(b,)`, which is logit-normal (Esser et al. 2024, arXiv 2403.03206)."""
+    time = torch.randn(shape[0], generator=generator, device=generator.device).sub(0.4).sigmoid()
+    return torch.randn(shape, generator=generator, device=generator.device), time
+
+
+def on_the_way(patches: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """Clean patches `(b, n, p)` and noise → x_t at each one's t `(b,)`."""
+    return noise.to(patches).lerp(patches, time[:, None, None].to(patches))

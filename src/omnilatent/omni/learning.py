@@ -1,22 +1,24 @@
-"""The module that trains: the model, the losses of its jobs, and the weights of these losses.
+"""The module that trains: the model, the losses of a job, and the weights of these losses.
 
-- `OmniLearning`: jobs and batches in, one loss and its parts out.
+- `OmniLearning`: one job and its examples in, one loss and its parts out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from .config import PairConfig
-from .flow import on_the_way
+from .flow import draw, on_the_way
 from .losses import LearnedWeights, flow_terms, info_nce, text_terms
 from .model import OmniLatentModel
 from .pairs import Job
 from .patches import PatchModality
-from .source import Source
+from .source import Prefix, Source
+
+NOISE, TIME = "noise", "time"
 
 
 class OmniLearning(nn.Module):
@@ -30,36 +32,40 @@ class OmniLearning(nn.Module):
         regressed = patched if config.flow_share < 1 else []
         self.weights = LearnedWeights([*(["text"] if "text" in model.modalities else []), *regressed, *flowing])
 
-    def forward(
-        self, jobs: Sequence[Job], data: Sequence[Mapping[str, Tensor]], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Each job with its part of the batch → `loss`, then every term by the job it is of, for the log."""
-        losses: dict[str, list[Tensor]] = {}
-        numbers: dict[str, Tensor] = {}
-        total = torch.zeros((), device=next(self.parameters()).device)
-        for job, batch in zip(jobs, data, strict=True):
-            source = self.model.read({name: batch[name] for name in job.sources})
-            terms = self.terms(source, job, batch[job.target], generator)
-            name = f"{job.target} flow" if job.flowing else job.target
-            losses.setdefault(name, []).append(torch.stack(list(terms.values())).sum())
-            numbers |= {f"{'+'.join(job.sources)}→{job.target} {term}": value.detach() for term, value in terms.items()}
-            if self.config.contrastive_weight and job.sources != (job.target,):
-                other = self.model.read({job.target: batch[job.target]})
-                aligned = info_nce(source.latent, other.latent)
-                numbers["contrastive"] = aligned.detach()
-                total = total + self.config.contrastive_weight * aligned / len(jobs)
-        means = {name: torch.stack(values).mean() for name, values in losses.items()}
-        return {"loss": total + self.weights(means) / len(means), **numbers}
+    def needs(self, job: Job, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """What `forward` takes for a job: its modalities of a batch, and what is drawn for it."""
+        needed = {name: batch[name] for name in (*job.sources, job.target)}
+        if job.flowing:
+            part, wanted = self.model.patch_part(job.target), batch[job.target]
+            part.check(wanted)
+            noise, time = draw((len(wanted), part.count(part.size_of(wanted)), part.patches.numbers), generator)
+            needed |= {NOISE: noise, TIME: time}
+        return needed
 
-    def terms(self, source: Source, job: Job, wanted: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(self, job: Job, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A job with what it `needs` → `loss`, then every term by the job it is of, for the log."""
+        inputs = {name: data[name] for name in job.sources}
+        aligning = self.config.contrastive_weight > 0 and job.sources != (job.target,)
+        source = self.model.read(inputs) if aligning else self.model.prefix(inputs)
+        terms = self.terms(source, job, data)
+        loss = self.weights(f"{job.target} flow" if job.flowing else job.target, torch.stack(list(terms.values())).sum())
+        numbers = {f"{'+'.join(job.sources)}→{job.target} {term}": value.detach() for term, value in terms.items()}
+        if isinstance(source, Source):
+            other = self.model.read({job.target: data[job.target]})
+            aligned = info_nce(source.latent, other.latent)
+            numbers["contrastive"] = aligned.detach()
+            loss = loss + self.config.contrastive_weight * aligned
+        return {"loss": loss, **numbers}
+
+    def terms(self, source: Source | Prefix, job: Job, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The losses of one target, by name."""
-        part = self.model.part(job.target)
+        part, wanted = self.model.part(job.target), data[job.target]
         part.check(wanted)
         if not isinstance(part, PatchModality):
             return text_terms(self.model.text_logits(source, wanted), part.labels(wanted))
         size = part.size_of(wanted)
         if job.flowing:
-            clean = part.cut(wanted)
-            noisy, time = on_the_way(clean, generator)
+            clean, time = part.cut(wanted), data[TIME]
+            noisy = on_the_way(clean, data[NOISE], time)
             return flow_terms(self.model.patches(source, job.target, size, noisy, time), clean, time)
         return part.terms(part.join(self.model.patches(source, job.target, size), size), wanted)

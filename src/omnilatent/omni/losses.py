@@ -55,15 +55,14 @@ def flow_terms(made: Tensor, true: Tensor, time: Tensor) -> dict[str, Tensor]:
 
 
 class LearnedWeights(nn.Module):
-    """Σ exp(−s) L + s over the losses L there are, with one learned s for each name."""
+    """exp(−s) L + s for a loss L, with one learned s for each name."""
 
     def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
         self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
 
-    def forward(self, losses: dict[str, Tensor]) -> Tensor:
-        return torch.stack([(-self.log_variance[name]).exp() * loss + self.log_variance[name]
-                            for name, loss in losses.items()]).sum()
+    def forward(self, name: str, loss: Tensor) -> Tensor:
+        return (-self.log_variance[name]).exp() * loss + self.log_variance[name]
 
 
 def info_nce(a: Tensor, b: Tensor, temperature: float = 0.07) -> Tensor:

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 from ..nn.transformer import LayerConfig
 from . import modalities
-from .backbone import Backbone, LayerMemory
+from .backbone import Backbone, Hooks, LayerMemory
 from .config import OmniModelConfig
 from .decoding import greedy_logits, write
 from .flow import TimeFeatures, flow
 from .hooks import LatentNeuralHook
 from .patches import PatchModality, Size
-from .source import Source
+from .source import Prefix, Source
 from .text import TextModality
-from .tokens import PositionFeatures, Tokens
+from .tokens import PositionFeatures, Tokens, sequence
 
 
 class OmniLatentModel(nn.Module):
@@ -59,13 +59,12 @@ class OmniLatentModel(nn.Module):
             raise ValueError(f"there is no modality {name!r}; this model has {', '.join(self.modalities)}")
         return self.modalities[name]
 
-    def read(self, inputs: Mapping[str, Tensor], vectors: Mapping[str, Tensor] | None = None, keep: bool = False) -> Source:
-        """Read one or several modalities of the same examples as one prefix.
+    def prefix(self, inputs: Mapping[str, Tensor], vectors: Mapping[str, Tensor] | None = None) -> Prefix:
+        """One or several modalities of the same examples as the tokens of one prefix.
 
         Args:
             inputs: modality → its batch.
             vectors: hook → vectors `(b, n, dim)` that it takes along.
-            keep: remember the states of all layers, for `probe`.
 
         Raises:
             ValueError: nothing given, an unknown modality, a batch of another form, or more tokens than max_tokens.
@@ -78,28 +77,38 @@ class OmniLatentModel(nn.Module):
         if len(set(batch.values())) > 1:
             raise ValueError(f"all inputs are of the same examples; got batches of {batch}")
         tokens = [self._source(name, inputs[name]) for name in self.modalities if name in inputs]
-        prefix = tokens[0]
+        every = tokens[0]
         for more in tokens[1:]:
-            prefix = prefix.then(more)
-        self._check_budget(prefix.x.shape[1])
-        hooks = self._active(len(prefix.x), vectors or {})
-        read = self.backbone.read(prefix, hooks, keep)
-        if prefix.valid is None:
+            every = every.then(more)
+        self._check_budget(every.x.shape[1])
+        return Prefix(every, self._active(len(every.x), vectors or {}))
+
+    def read(self, inputs: Mapping[str, Tensor], vectors: Mapping[str, Tensor] | None = None, keep: bool = False) -> Source:
+        """Read a prefix.
+
+        Args:
+            inputs, vectors: as for `prefix`, which also says what is refused.
+            keep: remember the states of all layers, for `probe`.
+        """
+        prefix = self.prefix(inputs, vectors)
+        read = self.backbone.read(prefix.embedded, prefix.hooks, keep)
+        if read.valid is None:
             latent = read.x.mean(1)
         else:
-            share = prefix.valid[..., None].to(read.x.dtype)
+            share = read.valid[..., None].to(read.x.dtype)
             latent = (read.x * share).sum(1) / share.sum(1)
-        return Source(read, latent, len(prefix.x), prefix.x.shape[1])
+        return Source(prefix, read, latent)
 
     def _source(self, name: str, data: Tensor) -> Tokens:
         """A modality's tokens after the one that says which it is."""
         tokens = self.modalities[name].encode(data)
-        x = tokens.x + self.places(tokens.positions).to(tokens.x.dtype)
+        places = self.places(tokens.positions)
+        x = tokens.x.to(places.dtype) + places
         own = self.source_tokens[name].to(x.dtype).expand(len(x), 1, -1)
         first = Tokens(own, tokens.positions.new_zeros(1, 3), None)
         return first.then(Tokens(x, tokens.positions, tokens.valid))
 
-    def _active(self, batch: int, vectors: Mapping[str, Tensor]) -> list[tuple[LatentNeuralHook, Tensor]]:
+    def _active(self, batch: int, vectors: Mapping[str, Tensor]) -> Hooks:
         unknown = [name for name in vectors if name not in self.hooks]
         if unknown:
             raise ValueError(f"there is no hook {unknown[0]!r} to give vectors to; there are {', '.join(self.hooks) or 'none'}")
@@ -114,33 +123,42 @@ class OmniLatentModel(nn.Module):
 
     # -- targets -----------------------------------------------------------------------------------------------
 
-    def text_logits(self, source: Source, ids: Tensor) -> Tensor:
+    def text_logits(self, source: Source | Prefix, ids: Tensor) -> Tensor:
         """Logits `(b, n + 1, vocabulary)` for ids `(b, n)` that are known (teacher forcing)."""
         part = self.text_part()
         part.check(ids)
-        x, _ = self.write_on(source.memory, part.shifted(ids), 0)
-        return part.logits(x)
+        x = part.shifted(ids)
+        positions = sequence(x.shape[1], x.device)
+        places = self.places(positions)
+        return part.logits(self._extend(source, x.to(places.dtype) + places, positions, causal=True))
 
-    def write_on(self, memory: list[LayerMemory], x: Tensor, start: int) -> tuple[Tensor, list[LayerMemory]]:
+    def _extend(self, source: Source | Prefix, x: Tensor, positions: Tensor, causal: bool) -> Tensor:
+        """A target's tokens → their last states."""
+        if isinstance(source, Prefix):
+            return self.backbone.together(source.embedded, source.hooks, x, positions, causal)
+        return self.backbone.extend(x, positions, source.memory, causal)[0]
+
+    def write_on(self, memory: list[LayerMemory], x: Tensor, start: int | Tensor) -> tuple[Tensor, list[LayerMemory]]:
         """Text vectors `(b, m, dim)`, the first of them the `start`-th → their last states, and the memory with them."""
-        positions = torch.arange(start, start + x.shape[1], device=x.device)[:, None].expand(-1, 3)
-        return self.backbone.extend(x + self.places(positions).to(x.dtype), positions, memory, causal=True)
+        positions = (torch.arange(x.shape[1], device=x.device) + start)[:, None].expand(-1, 3)
+        places = self.places(positions)
+        return self.backbone.extend(x.to(places.dtype) + places, positions, memory, causal=True)
 
-    def patches(self, source: Source, target: str, size: Size, noisy: Tensor | None = None, time: Tensor | None = None) -> Tensor:
+    def patches(self, source: Source | Prefix, target: str, size: Size, noisy: Tensor | None = None, time: Tensor | None = None) -> Tensor:
         """What the model takes the target's patches for `(b, n, numbers)`, values 2x − 1.
 
         Args:
+            source: what was read, for any number of targets; or a prefix that is read along with this only target.
             noisy: patches on their way from noise, at `time` `(b,)` from 0, noise, to 1; without them the regression.
         """
         part = self.patch_part(target)
-        positions = part.positions(size, source.latent.device)
+        positions = part.positions(size, source.device)
         self._check_budget(source.tokens + len(positions))
-        x = (part.query + self.places(positions)).to(source.latent.dtype).expand(source.batch, -1, -1)
+        x = (part.query + self.places(positions)).to(source.dtype).expand(source.batch, -1, -1)
         if noisy is not None:
             assert time is not None
             x = x + part.noisy(noisy) + self.time(time)[:, None].to(x.dtype)
-        x, _ = self.backbone.extend(x, positions, source.memory, causal=False)
-        return part.head(x)
+        return part.head(self._extend(source, x, positions, causal=False))
 
     def text_part(self) -> TextModality:
         """What reads and writes text."""
@@ -171,8 +189,8 @@ class OmniLatentModel(nn.Module):
         if steps == 0:
             return part.join(self.patches(source, target, size), size)
         shape = (source.batch, part.count(size), part.patches.numbers)
-        generator = generator or torch.Generator(source.latent.device).manual_seed(0)
-        noise = torch.randn(shape, generator=generator, device=generator.device).to(source.latent)
+        generator = generator or torch.Generator(source.device).manual_seed(0)
+        noise = torch.randn(shape, generator=generator, device=generator.device).to(source.device, source.dtype)
         return part.join(flow(lambda noisy, time: self.patches(source, target, size, noisy, time), noise, steps), size)
 
     # -- use ---------------------------------------------------------------------------------------------------

@@ -1,24 +1,30 @@
 """Which modalities are turned into which, at each step of a run: a pure function of (seed, step).
 
 - `Job`: sources and target of one part of a batch, and whether the target is learned by flow matching.
-- `jobs_at`: those of a step. `pair_weights`: how likely each pair is at a part of the run.
+- `jobs_at`, `Plan`: those of a step. `pair_weights`: how likely each pair is at a part of the run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from ..data.keyed import draws, unit
 from .config import PairConfig
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """`sources` → `target`, on a step's `part`-th part of the batch."""
 
     sources: tuple[str, ...]
     target: str
     flowing: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its modalities, each once."""
+        return tuple(dict.fromkeys((*self.sources, self.target)))
 
 
 def pair_weights(config: PairConfig, modalities: tuple[str, ...], progress: float) -> dict[tuple[str, str], float]:
@@ -44,6 +50,21 @@ def jobs_at(config: PairConfig, modalities: tuple[str, ...], seed: int, step: in
             sources += [name for bit, name in enumerate(others) if more >> bit & 1]
         jobs.append(Job(tuple(sources), target, unit(flowing) < config.flow_share and target != "text"))
     return jobs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a run's every step, among the modalities that its examples have."""
+
+    config: PairConfig
+    modalities: tuple[str, ...]
+    seed: int
+    steps: int
+
+    def jobs(self, step: int, batch_size: int) -> list[Job]:
+        """As many as share a batch evenly."""
+        config = replace(self.config, jobs=math.gcd(self.config.jobs, batch_size))
+        return jobs_at(config, self.modalities, self.seed, step, self.steps)
 
 
 def _pick(weights: dict[tuple[str, str], float], u: float) -> tuple[str, str]:

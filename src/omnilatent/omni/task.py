@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data.workers import own_cores
 from ..errors import UserError
+from ..nn.replay import Replayed
 from ..training.ema import EMA
 from ..training.muon import Muon
 from ..training.schedule import warmup_cosine
@@ -23,7 +24,7 @@ from .config import OmniTraining
 from .examples import Examples, OmniBatch, collate, omni_batches, open_examples
 from .learning import OmniLearning
 from .model import OmniLatentModel
-from .pairs import jobs_at
+from .pairs import Job, Plan
 from .patches import PatchModality
 from .saving import load, save
 from .tokenizer import ByteTokenizer, Tokenizer
@@ -81,6 +82,9 @@ class OmniTask:
             model.backbone.compile_layers()
         self.model, self.optimizer = fabric.setup(self.bare, self._optimizer())
         self.generator = torch.Generator(fabric.device)
+        # neither gradients that processes exchange nor a scale that changes (of fp16) can be recorded
+        recorded = fabric.world_size == 1 and getattr(fabric._precision, "scaler", None) is None
+        self.replayed = Replayed(self._learn, self.bare.parameters(), eager=2 if recorded else sys.maxsize)
 
     def build(self) -> OmniLatentModel:
         """The model to train."""
@@ -102,37 +106,48 @@ class OmniTask:
     def batches(self, start: int, stop: int) -> Iterator[OmniBatch]:
         run, world = self.config.run, self.fabric.world_size
         workers = min(MOST_WORKERS, own_cores()) if run.workers < 0 else run.workers
-        for batch in omni_batches(self.examples, self.tokenizer, run.batch_size // world, start, stop, self.fabric.global_rank,
-                                  world, workers):
-            yield batch.pin_memory() if self.fabric.device.type == "cuda" else batch
+        known = [name for name in self.config.model.modalities if name in self.examples.sample(0)]
+        plan = Plan(self.config.pairs, tuple(known), run.seed, run.steps)
+        for batch in omni_batches(self.examples, self.tokenizer, plan, run.batch_size // world, start, stop,
+                                  self.fabric.global_rank, world, workers):
+            yield batch.map(Tensor.pin_memory) if self.fabric.device.type == "cuda" else batch
 
     def halve(self, batch: OmniBatch) -> OmniBatch | None:
-        return batch.part(0, len(batch) // 2) if len(batch) > 1 else None
+        return batch.halved()
 
     def step(self, batch: OmniBatch, position: int) -> Logged:
         for file, reason in batch.skipped:
             self.skipped(file, reason)
-        config, o = self.config, self.config.optimizer
+        config, o, fabric = self.config, self.config.optimizer, self.fabric
         share = warmup_cosine(position, config.run.steps, o.warmup, o.final_lr)
         for group in self.optimizer.param_groups:
             group["lr"] = o.lr * share
-        batch = batch.to(self.fabric.device)
-        known = tuple(name for name in config.model.modalities if name in batch.data)
-        pairs = replace(config.pairs, jobs=math.gcd(config.pairs.jobs, len(batch)))
-        jobs = jobs_at(pairs, known, config.run.seed, position, config.run.steps)
-        size = len(batch) // len(jobs)
-        parts = [batch.part(number * size, (number + 1) * size).data for number in range(len(jobs))]
-        seed = (config.run.seed * 0x9E3779B97F4A7C15 + position * self.fabric.world_size + self.fabric.global_rank) % 2**63
-        logged = self.model(jobs, parts, self.generator.manual_seed(seed))
-        loss = logged["loss"]
-        if self.fabric.world_size > 1:  # parts of the model that no job of this step used take part with nothing
-            loss = loss + 0.0 * torch.stack([p.sum() for p in self.bare.parameters()]).sum()
-        self.fabric.backward(loss)
+        batch = batch.map(lambda t: t.to(fabric.device, non_blocking=True))
+        seed = (config.run.seed * 0x9E3779B97F4A7C15 + position * fabric.world_size + fabric.global_rank) % 2**63
+        self.generator.manual_seed(seed)
+        self.replayed.clear()
+        total, logged = torch.zeros((), device=fabric.device), {}
+        for number, (job, data) in enumerate(batch.parts, 1):
+            exchanged = fabric.world_size == 1 or number == len(batch.parts)
+            found = self.replayed((job, exchanged, len(batch.parts)), self.bare.needs(job, data, self.generator))
+            total = total + found.pop("loss") / len(batch.parts)
+            logged |= found
+        self.replayed.drop_untouched()
         norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=o.clip, error_if_nonfinite=False) if o.clip else 0.0
         self.optimizer.step()
-        self.optimizer.zero_grad()
         self.ema.update(position)
-        return {"loss": loss.detach(), "gradient_norm": norm}
+        return {"loss": total, "gradient_norm": norm}
+
+    def _learn(self, key: tuple[Job, bool, int], data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Forward and backward of one job of a step."""
+        job, exchanged, count = key
+        with self.fabric.no_backward_sync(self.model, enabled=not exchanged):
+            found = self.model(job, data)
+            loss = found["loss"]
+            if exchanged and self.fabric.world_size > 1:  # parts of the model that no job of this step used take part with nothing
+                loss = loss + 0.0 * torch.stack([p.sum() for p in self.bare.parameters()]).sum()
+            self.fabric.backward(loss / count)
+        return {name: value.detach() for name, value in found.items()}
 
     # -- measuring and saving ----------------------------------------------------------------------------------
 

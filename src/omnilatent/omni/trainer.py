@@ -25,6 +25,7 @@ from .card import card
 from .config import OmniLatentConfig, OmniTraining, PairConfig
 from .examples import OmniBatch
 from .model import OmniLatentModel
+from .pairs import Plan
 from .saving import save
 from .task import OmniTask
 from .text import PAD
@@ -95,7 +96,7 @@ class LoaderTask(OmniTask):
         self._picture = None
 
     def batches(self, start: int, stop: int) -> Iterator[OmniBatch]:
-        loader, size = iter(self.dataloader), self.config.run.batch_size
+        loader = iter(self.dataloader)
         for step in range(start, stop):
             data = next(loader, None)
             if data is None:
@@ -107,8 +108,12 @@ class LoaderTask(OmniTask):
             if unknown or not data:
                 raise UserError(f"a batch holds modalities of the model, {', '.join(self.config.model.modalities)}; got "
                                 f"{', '.join(data) or 'nothing'}.")
+            known = tuple(name for name in self.config.model.modalities if name in data)
             count = len(next(iter(data.values())))
-            yield OmniBatch(dict(data), torch.arange(step * size, step * size + count))
+            jobs = Plan(self.config.pairs, known, self.config.run.seed, self.config.run.steps).jobs(step, count)
+            parts = [(job, {name: data[name][i * count // len(jobs) : (i + 1) * count // len(jobs)] for name in job.names})
+                     for i, job in enumerate(jobs)]
+            yield OmniBatch(parts)
 
     def step(self, batch: OmniBatch, position: int) -> dict[str, Any]:
         logged = super().step(batch, position)

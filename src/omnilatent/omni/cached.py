@@ -1,0 +1,98 @@
+"""Text token by token over buffers as long as the text may become, which a GPU replays instead of launching every kernel.
+
+- `CachedDecoder`: the next token's logits. `decoder_for`: a decoder for a prefix that was read; on a GPU one that was recorded
+  for an earlier prefix of the same form serves again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.replay import Replayed
+from ..nn.transformer import Keys
+from .backbone import LayerMemory
+from .hooks import HookKeys
+from .source import Source
+
+if TYPE_CHECKING:
+    from .model import OmniLatentModel
+
+MOST_DECODERS = 4  # that a model keeps; each holds the keys of a prefix and of a text
+
+_kept: WeakKeyDictionary[nn.Module, dict[Hashable, CachedDecoder]] = WeakKeyDictionary()
+
+
+class CachedDecoder:
+    """
+    Args:
+        model: what writes.
+        memory: keys of a prefix, which are copied on a GPU.
+        most: tokens that can be written.
+    """
+
+    def __init__(self, model: OmniLatentModel, memory: list[LayerMemory], most: int) -> None:
+        k = memory[0].prefix.k
+        self.slot = torch.zeros(1, dtype=torch.int64, device=k.device)
+        self.valid = torch.zeros(len(k), most, dtype=torch.bool, device=k.device)
+        self.model = ref(model)  # what is kept for a model must not keep it
+        self.memory = [self._with_slots(_copied(layer) if k.is_cuda else layer, most) for layer in memory]
+        self.step = Replayed(self._step)
+
+    def _with_slots(self, layer: LayerMemory, most: int) -> LayerMemory:
+        k, v = (t.new_zeros(*t.shape[:2], most, t.shape[3]) for t in (layer.prefix.k, layer.prefix.v))
+        return LayerMemory(layer.prefix, layer.hooks, Keys(k, v, self.valid), self.slot)
+
+    def begin(self, memory: list[LayerMemory]) -> None:
+        """Another prefix of the same form."""
+        self.valid.zero_()
+        own, new = ([t for layer in layers for t in _tensors(layer)] for layers in (self.memory, memory))
+        torch._foreach_copy_(own, new)
+        torch._foreach_zero_([t for layer in self.memory if layer.written for t in layer.written[:2]])
+
+    def next(self, x: Tensor, position: int) -> Tensor:
+        """What comes at a position, as a vector `(b, 1, dim)` → logits of what follows it `(b, vocabulary)`, float32."""
+        self.slot.fill_(position)
+        return self.step(None, {"x": x})["logits"]
+
+    def _step(self, key: Hashable, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        kind = self.slot.device.type
+        # weights that autocast keeps in their short form would be gone when a recording looks for them
+        with torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), cache_enabled=False):
+            self.valid.index_fill_(1, self.slot, True)
+            model = self.model()
+            assert model is not None
+            x, _ = model.write_on(self.memory, data["x"], self.slot)
+            return {"logits": model.text_part().logits(x)[:, 0].float()}
+
+
+def decoder_for(model: OmniLatentModel, source: Source, most: int) -> CachedDecoder:
+    """A decoder that goes on from what was read."""
+    if not source.latent.is_cuda:
+        return CachedDecoder(model, source.memory, most)
+    form = tuple((tuple(t.shape), t.dtype) for layer in source.memory for t in _tensors(layer))
+    weights = tuple(p.data_ptr() for p in model.parameters())
+    key = (most, form, weights, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), model.backbone.compiled)
+    kept = _kept.setdefault(model, {})
+    if (decoder := kept.pop(key, None)) is None:
+        decoder = CachedDecoder(model, source.memory, most)
+    else:
+        decoder.begin(source.memory)
+    kept[key] = decoder  # the last that was used stands last
+    while len(kept) > MOST_DECODERS:
+        del kept[next(iter(kept))]
+    return decoder
+
+
+def _copied(layer: LayerMemory) -> LayerMemory:
+    prefix = Keys(*(None if t is None else t.clone() for t in layer.prefix))
+    return LayerMemory(prefix, tuple(HookKeys(*(t.clone() for t in hook)) for hook in layer.hooks))
+
+
+def _tensors(layer: LayerMemory) -> list[Tensor]:
+    """Those of the prefix and the hooks."""
+    return [t for keys in (layer.prefix, *layer.hooks) for t in keys if t is not None]
