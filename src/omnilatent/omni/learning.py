@@ -62,4 +62,4 @@ class OmniLearning(nn.Module):
             clean = part.cut(wanted)
             noisy, time = on_the_way(clean, generator)
             return flow_terms(self.model.patches(source, job.target, size, noisy, time), clean, time)
-        return part.terms(part.join(self.model.patches(source, job.target, size), size), wanted)
+        return part.losses(self.model.patches(source, job.target, size), part.goal(wanted))
