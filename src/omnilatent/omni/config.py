@@ -75,7 +75,8 @@ class OmniModelConfig:
             raise ValueError(f"latent_patch is at least 1; got {self.latent_patch}")
         for modality, codec in self.codecs.items():
             if modality not in self.modalities:
-                raise ValueError(f"{codec} is to give the tokens of {modality}, and the modalities are {', '.join(self.modalities)}")
+                raise ValueError(f"{codec} is to give the tokens of {modality}, and the modalities are "
+                                 f"{', '.join(self.modalities)}")
 
     @property
     def codecs(self) -> dict[str, str]:

@@ -52,7 +52,8 @@ def _modality(model: OmniLatentModel, name: str) -> str:
     if not isinstance(part, LatentModality):
         return told
     spec, origin = part.codec.spec, part.codec.provenance
-    return f"{told} of latents of {getattr(model.config, f'{name}_codec')} (f{spec.downsampling}, {spec.channels} channels; sha256 {origin.weights_hash})"
+    return (f"{told} of latents of {model.config.codecs[name]} (f{spec.downsampling}, {spec.channels} channels; sha256 "
+            f"{origin.weights_hash})")
 
 
 def _card(place: Path) -> str:

@@ -26,10 +26,11 @@ KIND = "omni"
 
 
 def save(folder: Path, model: OmniLatentModel, tokenizer: Tokenizer, mel: MelSpec | None, card: str, **more: Any) -> None:
-    """Write a model into an existing folder. Hooks are saved by themselves (`LatentNeuralHook.save`), codecs by name and hash."""
+    """Write a model into an existing folder. Hooks are saved by themselves (`LatentNeuralHook.save`), codecs by name."""
     fields = {name: value for name, value in asdict(model.config).items() if name in OmniModelConfig.__dataclass_fields__}
     tensors = {name: t for name, t in model.state_dict().items() if not name.startswith("hooks.")}
-    codecs = {name: part.codec.provenance.weights_hash for name, part in model.modalities.items() if isinstance(part, LatentModality)}
+    codecs = {name: part.codec.provenance.weights_hash for name, part in model.modalities.items()
+              if isinstance(part, LatentModality)}
     hub.write_model(folder, KIND, fields, None, tensors, card, mel=None if mel is None else asdict(mel), codecs=codecs, **more)
     tokenizer.save(folder)
 
@@ -69,5 +70,5 @@ def _refuse_other_weights(name: str | Path, codecs: Mapping[str, Codec], hashes:
     for modality, codec in codecs.items():
         now, then = codec.provenance.weights_hash, hashes.get(modality)
         if now != then:
-            raise UserError(f"{name} takes the tokens of {modality} from a codec with the weights {then}, and {codec.label} has {now}: "
-                            "give the one that it learned with.")
+            raise UserError(f"{name} takes the tokens of {modality} from a codec with the weights {then}, and {codec.label} has "
+                            f"{now}: give the one that it learned with.")
