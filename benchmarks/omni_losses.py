@@ -1,6 +1,6 @@
 """The terms of every modality's loss when training begins: none may drown another.
 
-    python benchmarks/omni_losses.py [--data digits]
+    python benchmarks/omni_losses.py [--data digits] [--codec kl-f8-small]
 
 An untrained model of the recipe `omni` on 16 held-out examples, each modality turned into itself; the largest over the smallest
 term is printed last, and more than 3 is an error.
@@ -8,7 +8,7 @@ term is printed last, and more than 3 is an error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import tyro
@@ -28,12 +28,14 @@ class OmniLosses:
 
     data: str = "digits"
     """'digits', or a folder with mnist/ and fsdd/."""
+    codec: str = ""
+    """NAME of a codec whose latents are the tokens of pictures and videos."""
 
 
-def first_terms(data: str) -> dict[str, float]:
+def first_terms(data: str, codec: str = "") -> dict[str, float]:
     """`modality term` → its value before the first step."""
     torch.manual_seed(0)
-    model = OmniLatentModel(omni().model)
+    model = OmniLatentModel(replace(omni().model, image_codec=codec, video_codec=codec))
     held_out = open_examples(data, None, 0, omni().model)[1]
     batch = collate([held_out.sample(i) for i in range(16)], ByteTokenizer())
     learning = OmniLearning(model, PairConfig())
@@ -49,7 +51,7 @@ def first_terms(data: str) -> dict[str, float]:
 
 
 def main(options: OmniLosses) -> None:
-    found = first_terms(options.data)
+    found = first_terms(options.data, options.codec)
     print("| term | at the first step |\n| --- | ---: |")
     for name, value in found.items():
         print(f"| {name} | {value:.3f} |")

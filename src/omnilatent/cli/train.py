@@ -93,6 +93,7 @@ def start(recipe: str, argv: list[str]) -> None:
     if options.init and split_label(options.init)[1] in WEIGHTLESS:
         raise UserError(f"--init {options.init} has no weights to start from: choose another model.")
     check_names([options.init] if options.init else [], any_kind=True)
+    check_names(getattr(options.config, "codecs", ()))
     try:
         train_run(options, run, None, shlex.join(["omnilatent", "train", recipe, *argv]))
     except UserError:

@@ -54,6 +54,12 @@ class OmniModelConfig:
     """Height and width of videos that are made, unless asked for otherwise."""
     video_patch: tuple[int, int] = (4, 16)
     """Frames and pixels of a token's sides."""
+    image_codec: str = ""
+    """NAME of a codec whose latents are the tokens of pictures; without, pixels are."""
+    video_codec: str = ""
+    """The same of videos, whose frames it sees one by one."""
+    latent_patch: int = 2
+    """Latent pixels of such a token's side."""
     flow_steps: int = 8
     """Steps of the flow when pictures, sound and videos are made; 0: the regression instead."""
 
@@ -65,6 +71,18 @@ class OmniModelConfig:
             raise ValueError(f"vocab_size is at least 4 (padding, reserved, end, one token); got {self.vocab_size}")
         if not self.modalities:
             raise ValueError("modalities is empty: a model needs one at least")
+        if self.latent_patch < 1:
+            raise ValueError(f"latent_patch is at least 1; got {self.latent_patch}")
+        for modality, codec in self.codecs.items():
+            if modality not in self.modalities:
+                raise ValueError(f"{codec} is to give the tokens of {modality}, and the modalities are "
+                                 f"{', '.join(self.modalities)}")
+
+    @property
+    def codecs(self) -> dict[str, str]:
+        """Modality → the NAME of the codec of its tokens."""
+        named = {"image": self.image_codec, "video": self.video_codec}
+        return {modality: name for modality, name in named.items() if name}
 
 
 @dataclass(frozen=True)
@@ -124,6 +142,11 @@ class OmniTraining:
     validation_examples: int = 64
     """Held-out examples that a validation looks at."""
     task: tyro.conf.Suppress[Literal["omnilatent.omni.task:OmniTask"]] = "omnilatent.omni.task:OmniTask"
+
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """NAMEs of codecs that the model takes tokens from."""
+        return tuple(self.model.codecs.values())
 
     def check(self, init: str | None) -> None:
         """Refuse what cannot be, before anything is opened."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import hub
+from .latents import LatentModality
 from .model import OmniLatentModel
 from .patches import AXES, PatchModality
 from .saving import KIND, load
@@ -47,7 +48,12 @@ def _modality(model: OmniLatentModel, name: str) -> str:
     if not isinstance(part, PatchModality):
         return f"ids 0 to {model.config.vocab_size - 1}, at most {model.config.text_tokens} written, unless asked for otherwise"
     usual = "x".join(map(str, part.usual))
-    return f"any {AXES[len(part.usual)]}; usually {usual}, {part.count(part.usual)} tokens"
+    told = f"any {AXES[len(part.usual)]}; usually {usual}, {part.count(part.usual)} tokens"
+    if not isinstance(part, LatentModality):
+        return told
+    spec, origin = part.codec.spec, part.codec.provenance
+    return (f"{told} of latents of {model.config.codecs[name]} (f{spec.downsampling}, {spec.channels} channels; sha256 "
+            f"{origin.weights_hash})")
 
 
 def _card(place: Path) -> str:

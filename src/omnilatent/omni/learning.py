@@ -68,4 +68,4 @@ class OmniLearning(nn.Module):
             clean, time = part.cut(wanted), data[TIME]
             noisy = on_the_way(clean, data[NOISE], time)
             return flow_terms(self.model.patches(source, job.target, size, noisy, time), clean, time)
-        return part.terms(part.join(self.model.patches(source, job.target, size), size), wanted)
+        return part.losses(self.model.patches(source, job.target, size), part.goal(wanted))

@@ -1,6 +1,7 @@
 """What a made modality is compared with: the terms of each, weights that are learned, and alignment.
 
 - `audio_terms`, `image_terms`, `video_terms`: (made, true) → losses by name, images and sounds in [0, 1].
+- `latent_terms`: (made, true) patches of a codec's latents → losses by name.
 - `text_terms`: cross-entropy in units of log vocabulary.
 - `flow_terms`: flow matching.
 - `LearnedWeights`: homoscedastic uncertainty (Kendall et al. 2018, arXiv 1705.07115).
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss, mse_loss
 
-FREQUENCY, TEMPORAL, SQUARED, FLOW = 3.0, 2.0, 3.0, 0.15
+FREQUENCY, TEMPORAL, SQUARED, LATENT, FLOW = 3.0, 2.0, 3.0, 0.5, 0.15
 
 
 def audio_terms(made: Tensor, true: Tensor) -> dict[str, Tensor]:
@@ -39,6 +40,11 @@ def video_terms(made: Tensor, true: Tensor) -> dict[str, Tensor]:
     if true.shape[2] > 1:
         terms["temporal"] = TEMPORAL * l1_loss(made.diff(dim=2), true.diff(dim=2))
     return terms
+
+
+def latent_terms(made: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """Patches of normalised latents `(b, n, p)`: mean absolute and mean squared error."""
+    return {"l1": LATENT * l1_loss(made, true), "l2": LATENT * mse_loss(made, true)}
 
 
 def text_terms(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

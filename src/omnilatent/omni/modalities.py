@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
+from ..codec import Codec
 from . import losses
 from .config import OmniModelConfig
+from .latents import LatentModality
 from .patches import Patches, PatchModality
 from .text import TextModality
 
@@ -23,9 +25,17 @@ REGISTRY: dict[str, Callable[[OmniModelConfig], nn.Module]] = {
         (c.video_frames, *c.video_size), losses.video_terms),
 }
 
+# the same of those whose tokens may be a codec's latents
+LATENT: dict[str, Callable[[OmniModelConfig, Codec], nn.Module]] = {
+    "image": lambda c, codec: LatentModality(
+        "image", c.hidden_dim, codec, (1, c.latent_patch, c.latent_patch), c.image_size),
+    "video": lambda c, codec: LatentModality(
+        "video", c.hidden_dim, codec, (c.video_patch[0], c.latent_patch, c.latent_patch), (c.video_frames, *c.video_size)),
+}
 
-def build(config: OmniModelConfig) -> nn.ModuleDict:
-    """The parts of the modalities that the configuration names.
+
+def build(config: OmniModelConfig, codecs: Mapping[str, Codec]) -> nn.ModuleDict:
+    """The parts of the modalities that the configuration names; `codecs` as `latents.open_codecs` gives them.
 
     Raises:
         ValueError: there is no such modality.
@@ -33,4 +43,5 @@ def build(config: OmniModelConfig) -> nn.ModuleDict:
     unknown = [name for name in config.modalities if name not in REGISTRY]
     if unknown:
         raise ValueError(f"there is no modality {unknown[0]!r}; there are {', '.join(REGISTRY)}")
-    return nn.ModuleDict({name: REGISTRY[name](config) for name in config.modalities})
+    return nn.ModuleDict({name: LATENT[name](config, codecs[name]) if name in codecs else REGISTRY[name](config)
+                          for name in config.modalities})

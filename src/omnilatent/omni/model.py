@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from ..codec import Codec
 from ..nn.transformer import LayerConfig
 from . import modalities
 from .backbone import Backbone, Hooks, LayerMemory
@@ -26,6 +28,7 @@ from .config import OmniModelConfig
 from .decoding import greedy_logits, write
 from .flow import TimeFeatures, flow
 from .hooks import LatentNeuralHook
+from .latents import name_of, open_codecs
 from .patches import PatchModality, Size
 from .source import Prefix, Source
 from .text import TextModality
@@ -33,13 +36,23 @@ from .tokens import PositionFeatures, Tokens, sequence
 
 
 class OmniLatentModel(nn.Module):
-    """Args: `config`."""
+    """
+    Args:
+        config: widths, modalities, the names of codecs.
+        codecs: `image`, `video` or both → the loaded codec whose latents are that modality's tokens, in place of one that `config`
+            names. It stays as it is, and no parameter of it is the model's.
 
-    def __init__(self, config: OmniModelConfig = OmniModelConfig()) -> None:
+    Raises:
+        UserError: a codec that is named cannot be opened, or one cannot give tokens.
+        ValueError: an unknown modality.
+    """
+
+    def __init__(self, config: OmniModelConfig = OmniModelConfig(), codecs: Mapping[str, Codec] | None = None) -> None:
         super().__init__()
         dim = config.hidden_dim
-        self.config = config
-        self.modalities = modalities.build(config)
+        found = open_codecs(config, codecs)
+        self.config = config = replace(config, **{f"{name}_codec": name_of(codec) for name, codec in found.items()})
+        self.modalities = modalities.build(config, found)
         self.source_tokens = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.5) for name in config.modalities})
         self.places = PositionFeatures(dim)
         self.time = TimeFeatures(dim)
@@ -145,7 +158,7 @@ class OmniLatentModel(nn.Module):
         return self.backbone.extend(x.to(places.dtype) + places, positions, memory, causal=True)
 
     def patches(self, source: Source | Prefix, target: str, size: Size, noisy: Tensor | None = None, time: Tensor | None = None) -> Tensor:
-        """What the model takes the target's patches for `(b, n, numbers)`, values 2x − 1.
+        """What the model takes the target's patches for `(b, n, numbers)`, values as `cut` gives them.
 
         Args:
             source: what was read, for any number of targets; or a prefix that is read along with this only target.

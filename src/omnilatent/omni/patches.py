@@ -72,17 +72,17 @@ class PatchModality(nn.Module):
     def __init__(self, name: str, dim: int, patches: Patches, usual: Size,
                  terms: Callable[[Tensor, Tensor], dict[str, Tensor]]) -> None:
         super().__init__()
-        self.name, self.patches, self.usual, self.terms = name, patches, usual, terms
+        self.name, self.channels, self.patches, self.usual, self.terms = name, patches.channels, patches, usual, terms
         self.embed, self.head = nn.Linear(patches.numbers, dim), nn.Linear(dim, patches.numbers)
         self.query, self.noisy = nn.Parameter(torch.randn(dim) * 0.02), nn.Linear(patches.numbers, dim)
 
     def check(self, data: Tensor) -> None:
         """Raise a ValueError that says what was expected and what came."""
-        axes = f"floating point (b, {self.patches.channels}, {AXES[len(self.usual)]})"
+        axes = f"floating point (b, {self.channels}, {AXES[len(self.usual)]})"
         shape = tuple(data.shape)
         if not data.is_floating_point():
             raise ValueError(f"{self.name} is {axes}; got {data.dtype} {shape}")
-        if data.ndim != 2 + len(self.usual) or shape[1] != self.patches.channels:
+        if data.ndim != 2 + len(self.usual) or shape[1] != self.channels:
             raise ValueError(f"{self.name} is {axes}; got {shape}")
         if 0 in shape:
             raise ValueError(f"{self.name} is {axes} with nothing empty; got {shape}")
@@ -113,6 +113,14 @@ class PatchModality(nn.Module):
         """The inverse of `cut`; not clamped."""
         whole = self.patches.join(patches, self.volume(size))
         return (whole.reshape(*whole.shape[:2], *size) + 1) / 2
+
+    def goal(self, data: Tensor) -> Tensor:
+        """What `losses` compares with."""
+        return data
+
+    def losses(self, patches: Tensor, goal: Tensor) -> dict[str, Tensor]:
+        """What was made beside its goal: the terms by name."""
+        return self.terms(self.join(patches, self.size_of(goal)), goal)
 
     def encode(self, data: Tensor) -> Tokens:
         """A batch as a source."""

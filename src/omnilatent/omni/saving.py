@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 
 from .. import hub
+from ..codec import Codec
 from ..data.mel import MelSpec
 from ..errors import UserError
 from ..training.config import from_json
 from .config import OmniModelConfig
+from .latents import LatentModality, open_codecs
 from .model import OmniLatentModel
 from .tokenizer import Tokenizer, open_tokenizer
 
@@ -23,18 +26,24 @@ KIND = "omni"
 
 
 def save(folder: Path, model: OmniLatentModel, tokenizer: Tokenizer, mel: MelSpec | None, card: str, **more: Any) -> None:
-    """Write a model into an existing folder. Hooks are saved by themselves (`LatentNeuralHook.save`)."""
+    """Write a model into an existing folder. Hooks are saved by themselves (`LatentNeuralHook.save`), codecs by name."""
     fields = {name: value for name, value in asdict(model.config).items() if name in OmniModelConfig.__dataclass_fields__}
     tensors = {name: t for name, t in model.state_dict().items() if not name.startswith("hooks.")}
-    hub.write_model(folder, KIND, fields, None, tensors, card, mel=None if mel is None else asdict(mel), **more)
+    codecs = {name: part.codec.provenance.weights_hash for name, part in model.modalities.items()
+              if isinstance(part, LatentModality)}
+    hub.write_model(folder, KIND, fields, None, tensors, card, mel=None if mel is None else asdict(mel), codecs=codecs, **more)
     tokenizer.save(folder)
 
 
-def load(name: str | Path, device: str | torch.device = "cpu") -> OmniLatentModel:
+def load(name: str | Path, device: str | torch.device = "cpu", codecs: Mapping[str, Codec] | None = None) -> OmniLatentModel:
     """Open a model for use: `model.tokenizer` and `model.mel` come with it.
 
+    Args:
+        codecs: modality → the loaded codec of its tokens, in place of the one that the model names.
+
     Raises:
-        UserError: there is no such model, it is of another kind, or its tokenizer is missing.
+        UserError: there is no such model, it is of another kind, its tokenizer is missing, or a codec of its tokens is missing or
+            another than it learned with.
     """
     from safetensors.torch import load_file
 
@@ -46,8 +55,20 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> OmniLatentMode
         raise UserError(f"{name} is a model of the kind {saved.get('kind')!r}, which turns no modality into another: give a run "
                         "of an omni recipe.")
     tokenizer = open_tokenizer(place)
-    model = OmniLatentModel(from_json(OmniModelConfig, saved["model"]))
+    config = from_json(OmniModelConfig, saved["model"])
+    found = open_codecs(config, codecs, str(place / "config.json"))
+    _refuse_other_weights(name, found, saved.get("codecs", {}))
+    model = OmniLatentModel(config, found)
     model.load_state_dict({key: value.float() for key, value in load_file(place / "model.safetensors").items()})
     model.tokenizer = tokenizer
     model.mel = None if saved.get("mel") is None else MelSpec(**saved["mel"])
     return model.eval().to(device)
+
+
+def _refuse_other_weights(name: str | Path, codecs: Mapping[str, Codec], hashes: Mapping[str, str]) -> None:
+    """Latents of another codec, or of the same after more training, would mean something else."""
+    for modality, codec in codecs.items():
+        now, then = codec.provenance.weights_hash, hashes.get(modality)
+        if now != then:
+            raise UserError(f"{name} takes the tokens of {modality} from a codec with the weights {then}, and {codec.label} has "
+                            f"{now}: give the one that it learned with.")

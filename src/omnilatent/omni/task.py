@@ -82,8 +82,9 @@ class OmniTask:
             model.backbone.compile_layers()
         self.model, self.optimizer = fabric.setup(self.bare, self._optimizer())
         self.generator = torch.Generator(fabric.device)
-        # neither gradients that processes exchange nor a scale that changes (of fp16) can be recorded
-        recorded = fabric.world_size == 1 and getattr(fabric._precision, "scaler", None) is None
+        # neither gradients that processes exchange, nor a scale that changes (of fp16), nor a codec can be recorded
+        scaler = getattr(fabric._precision, "scaler", None)
+        recorded = fabric.world_size == 1 and scaler is None and not model.config.codecs
         self.replayed = Replayed(self._learn, self.bare.parameters(), eager=2 if recorded else sys.maxsize)
 
     def build(self) -> OmniLatentModel:
