@@ -103,6 +103,7 @@ def test_kernels_on_a_gpu(check) -> None:  # noqa: ANN001
     check()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU itself runs the kernels")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (CPU build of PyTorch)")
 @pytest.mark.parametrize("check", ["check_soft_assignment", "check_training"])
 def test_kernels_in_the_interpreter(check: str) -> None:
