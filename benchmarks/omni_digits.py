@@ -2,11 +2,13 @@
 
     python benchmarks/omni_digits.py --data ../shared/data [--steps 12000] [--out runs/omni]      trains, measures, prints
     python benchmarks/omni_digits.py --data ../shared/data --model RUN                            measures a run
+    python benchmarks/omni_digits.py --data ../shared/data --without all --steps 2000             speakers that were not heard
     python benchmarks/omni_digits.py --data digits --small --steps 60 --count 40                  a trial on a CPU
 
 Judges are trained first (on training data, measured on held-out real data). Every cell: accuracy as the judge reads it, the null
 (digits of other examples), the judge's own accuracy, Fréchet distance in its features; PSNR where the target is the source;
-by regression and by flow. Writes results/omni_digits.json, so that several runs add up under their `--label`.
+by regression and by flow. `--without` trains audio and text alone on all speakers but one and reads the one's recordings.
+Writes results/omni_digits.json, so that several runs add up under their `--label`.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ import tyro
 from omnilatent.data.digit_world import DigitWorld, heard, open_world
 from omnilatent.metrics.digit_readers import Reader, fit_reader
 from omnilatent.omni.coherence import Cell, coherence, recognition
+from omnilatent.omni.config import OmniTraining
+from omnilatent.omni.examples import DigitExamples
 from omnilatent.omni.recipes import debug_omni, omni
 from omnilatent.omni.saving import load
 from omnilatent.omni.task import OmniTask
-from omnilatent.training.config import RunConfig
 from omnilatent.training.loop import launch_fabric, train
 
 RESULTS = Path(__file__).parent / "results" / "omni_digits.json"
@@ -51,6 +54,8 @@ class OmniDigits:
     workers: int = -1
     small: bool = False
     """The recipe debug-omni."""
+    without: str | None = None
+    """A speaker that training does not hear; 'all': each of them in turn, by a model of its own."""
     label: str = "omni"
     results: Path = RESULTS
 
@@ -86,24 +91,56 @@ def table(cells: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def recipe_of(options: OmniDigits) -> OmniTraining:
+    recipe = debug_omni() if options.small else omni()
+    return replace(recipe, run=replace(recipe.run, steps=options.steps or recipe.run.steps, workers=options.workers,
+                                       batch_size=options.batch_size or recipe.run.batch_size, validate_every=10**6, save_every=10**6))
+
+
+def unheard(options: OmniDigits, speaker: str, device: torch.device) -> float:
+    """Audio → text on all recordings of a speaker, of whom training heard none."""
+    recipe = recipe_of(options)
+    recipe = replace(recipe, model=replace(recipe.model, modalities=("text", "audio")))
+    task = OmniTask(recipe, options.data, None, lambda file, reason: None)
+    assert isinstance(task.examples, DigitExamples) and isinstance(task.held_out, DigitExamples)
+    heard, known = task.examples.world, task.examples.world.recordings
+    own = [r for r in (*known, *task.held_out.world.recordings) if r.speaker == speaker]
+    if not own:
+        raise SystemExit(f"{options.data} holds no recordings of {speaker}; the speakers are {', '.join(sorted({r.speaker for r in known}))}")
+    task.examples = replace(task.examples, world=replace(heard, recordings=tuple(r for r in known if r.speaker != speaker)))
+    out = options.out / f"without-{speaker}"
+    train(task, recipe.run, out, launch_fabric(recipe.run))
+    return recognition(load(out, device), own)
+
+
+def write(options: OmniDigits, record: dict[str, Any]) -> None:
+    kept = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
+    kept[options.label] = kept.get(options.label, {}) | record
+    options.results.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
 def main(options: OmniDigits) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     training, test = open_world(options.data)
+    if options.without is not None:
+        speakers = sorted({r.speaker for r in training.recordings}) if options.without == "all" else [options.without]
+        found = {}
+        for speaker in speakers:
+            found[speaker] = unheard(options, speaker, device)
+            print(f"audio → text on the recordings of {speaker}, of whom training heard none: {found[speaker]:.4f}", flush=True)
+        return write(options, {"speakers": found, "speakers_steps": recipe_of(options).run.steps})
     began, seconds = time.monotonic(), None
     if options.model is None:
-        recipe = debug_omni() if options.small else omni()
-        run: RunConfig = replace(recipe.run, steps=options.steps or recipe.run.steps, workers=options.workers,
-                                 batch_size=options.batch_size or recipe.run.batch_size, validate_every=10**6, save_every=2_000)
-        task = OmniTask(replace(recipe, run=run), options.data, None, lambda file, reason: None)
-        train(task, run, options.out, launch_fabric(run))
+        recipe = recipe_of(options)
+        train(OmniTask(recipe, options.data, None, lambda file, reason: None), recipe.run, options.out, launch_fabric(recipe.run))
         seconds = time.monotonic() - began
         print(f"trained in {seconds:.0f} s", flush=True)
     model = load(options.model or options.out, device)
     readers = readers_of(training, test, options.reader_steps, device)
     sources = [(name,) for name in model.modalities] + list(FUSED)
     record: dict[str, Any] = {
-        "data": Path(options.data).name, "count": options.count, "steps": options.steps, "seconds": seconds,
+        "data": Path(options.data).name, "count": options.count, "steps": options.steps, "seconds": seconds, "guidance": model.config.guidance, "flow_steps": model.config.flow_steps,
         "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "judges": {name: reader.accuracy for name, reader in readers.items()}, "ways": {}}
@@ -114,8 +151,7 @@ def main(options: OmniDigits) -> None:
     if test.recordings:
         record["recordings"] = recognition(model, test.recordings)
         print(f"\naudio → text on the {len(test.recordings)} test recordings: {record['recordings']:.4f}", flush=True)
-    kept = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
-    options.results.write_text(json.dumps(kept | {options.label: record}, indent=1) + "\n", encoding="utf-8")
+    write(options, record)
 
 
 if __name__ == "__main__":

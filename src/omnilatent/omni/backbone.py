@@ -85,8 +85,7 @@ class Backbone(nn.Module):
         """Compile what every layer does, once for all of them; a hook that is registered later is seen."""
         # sources alone or together, targets, with gradients and without are more cases than torch's 8
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        layers = (_read_layer, _both_layer, _extend_layer)
-        self._read_layer, self._both_layer, self._extend_layer = (torch.compile(f, dynamic=True) for f in layers)
+        self._read_layer, self._extend_layer = (torch.compile(f) for f in (_read_layer, _extend_layer))
         self.compiled = True
 
     def read(self, tokens: Tokens, hooks: Hooks = (), keep: bool = False) -> Read:

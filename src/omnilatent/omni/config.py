@@ -62,6 +62,8 @@ class OmniModelConfig:
     """Latent pixels of such a token's side."""
     flow_steps: int = 8
     """Steps of the flow when pictures, sound and videos are made; 0: the regression instead."""
+    guidance: float = 1.0
+    """How far the flow goes from what it would make of nothing to what the source says, and beyond above 1, at twice the time."""
 
     def __post_init__(self) -> None:
         if self.hidden_dim % self.num_heads or self.hidden_dim // self.num_heads % 2:
@@ -115,11 +117,13 @@ class PairConfig:
     """Pairs a step at most, each for an equal part of the batch."""
     flow_share: float = 0.5
     """Share of the pictures, sounds and videos that are learned by flow matching; the others by regression."""
+    unconditional_share: float = 0.1
+    """Share of what is learned by flow matching that is learned without a source, which guidance needs."""
     contrastive_weight: float = 0.0
     """Weight of InfoNCE between the pooled latents of source and target."""
 
     def __post_init__(self) -> None:
-        for name in ("warmup_share", "fused_share", "flow_share"):
+        for name in ("warmup_share", "fused_share", "flow_share", "unconditional_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name.replace('_', '-')} is a share, 0 to 1; got {getattr(self, name)}")
         if self.reconstruction_share > 1:

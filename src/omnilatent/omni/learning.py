@@ -45,11 +45,15 @@ class OmniLearning(nn.Module):
     def forward(self, job: Job, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A job with what it `needs` → `loss`, then every term by the job it is of, for the log."""
         inputs = {name: data[name] for name in job.sources}
-        aligning = self.config.contrastive_weight > 0 and job.sources != (job.target,)
-        source = self.model.read(inputs) if aligning else self.model.prefix(inputs)
+        aligning = self.config.contrastive_weight > 0 and job.sources not in ((), (job.target,))
+        source: Source | Prefix
+        if not inputs:
+            source = self.model.blank(len(data[job.target]))
+        else:
+            source = self.model.read(inputs) if aligning else self.model.prefix(inputs)
         terms = self.terms(source, job, data)
         loss = self.weights(f"{job.target} flow" if job.flowing else job.target, torch.stack(list(terms.values())).sum())
-        numbers = {f"{'+'.join(job.sources)}→{job.target} {term}": value.detach() for term, value in terms.items()}
+        numbers = {f"{'+'.join(job.sources) or 'nothing'}→{job.target} {term}": value.detach() for term, value in terms.items()}
         if isinstance(source, Source):
             other = self.model.read({job.target: data[job.target]})
             aligned = info_nce(source.latent, other.latent)

@@ -54,6 +54,7 @@ class OmniLatentModel(nn.Module):
         self.config = config = replace(config, **{f"{name}_codec": name_of(codec) for name, codec in found.items()})
         self.modalities = modalities.build(config, found)
         self.source_tokens = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.5) for name in config.modalities})
+        self.nothing = nn.Parameter(torch.randn(dim) * 0.5)
         self.places = PositionFeatures(dim)
         self.time = TimeFeatures(dim)
         self.backbone = Backbone(LayerConfig(dim, config.num_heads), config.num_layers, config.gradient_checkpointing)
@@ -103,7 +104,15 @@ class OmniLatentModel(nn.Module):
             inputs, vectors: as for `prefix`, which also says what is refused.
             keep: remember the states of all layers, for `probe`.
         """
-        prefix = self.prefix(inputs, vectors)
+        return self._read(self.prefix(inputs, vectors), keep)
+
+    def blank(self, batch: int, vectors: Mapping[str, Tensor] | None = None) -> Prefix:
+        """A prefix of `batch` examples that says nothing: one token for all sources."""
+        positions = torch.zeros(1, 3, dtype=torch.int64, device=self.nothing.device)
+        places = self.places(positions)
+        return Prefix(Tokens(self.nothing.to(places.dtype).expand(batch, 1, -1) + places, positions), self._active(batch, vectors or {}))
+
+    def _read(self, prefix: Prefix, keep: bool = False) -> Source:
         read = self.backbone.read(prefix.embedded, prefix.hooks, keep)
         if read.valid is None:
             latent = read.x.mean(1)
@@ -187,12 +196,13 @@ class OmniLatentModel(nn.Module):
         return part
 
     def answer(self, source: Source, target: str, size: Size | None = None, generator: torch.Generator | None = None,
-               steps: int | None = None) -> Tensor:
+               steps: int | None = None, guidance: float | None = None) -> Tensor:
         """A target in full: logits of text, or pictures, sound and videos of `size`.
 
         Args:
             generator: of the flow's noise; by default one with the same seed every time.
             steps: of the flow; by default the configuration's `flow_steps`; 0: the regression.
+            guidance: of the flow (Ho & Salimans 2022, arXiv 2207.12598); by default the configuration's; 1: none.
         """
         if target == "text":
             return greedy_logits(self, source, size[0] if size else max(1, source.tokens - 1))
@@ -204,7 +214,14 @@ class OmniLatentModel(nn.Module):
         shape = (source.batch, part.count(size), part.patches.numbers)
         generator = generator or torch.Generator(source.device).manual_seed(0)
         noise = torch.randn(shape, generator=generator, device=generator.device).to(source.device, source.dtype)
-        return part.join(flow(lambda noisy, time: self.patches(source, target, size, noisy, time), noise, steps), size)
+        guidance = self.config.guidance if guidance is None else guidance
+        nothing = None if guidance == 1 else self._read(self.blank(source.batch))
+
+        def clean(noisy: Tensor, time: Tensor) -> Tensor:
+            told = self.patches(source, target, size, noisy, time)
+            return told if nothing is None else self.patches(nothing, target, size, noisy, time).lerp(told, guidance)
+
+        return part.join(flow(clean, noise, steps), size)
 
     # -- use ---------------------------------------------------------------------------------------------------
 

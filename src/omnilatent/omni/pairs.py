@@ -15,7 +15,7 @@ from .config import PairConfig
 
 
 class Job(NamedTuple):
-    """`sources` → `target`, on a step's `part`-th part of the batch."""
+    """`sources` → `target`; without sources the target is learned as it is by itself."""
 
     sources: tuple[str, ...]
     target: str
@@ -42,13 +42,16 @@ def jobs_at(config: PairConfig, modalities: tuple[str, ...], seed: int, step: in
     weights = pair_weights(config, modalities, step / steps)
     jobs = []
     for number in range(config.jobs):
-        which, fused, flowing, more = draws("pairs", seed, step, number, count=4)
+        which, fused, flowing, more, alone = draws("pairs", seed, step, number, count=5)
         source, target = _pick(weights, unit(which))
         sources = [source]
         if unit(fused) < config.fused_share and step / steps >= config.warmup_share:
             others = [name for name in modalities if name != source]
             sources += [name for bit, name in enumerate(others) if more >> bit & 1]
-        jobs.append(Job(tuple(sources), target, unit(flowing) < config.flow_share and target != "text"))
+        flows = unit(flowing) < config.flow_share and target != "text"
+        if flows and unit(alone) < config.unconditional_share and step / steps >= config.warmup_share:
+            sources = []
+        jobs.append(Job(tuple(sources), target, flows))
     return jobs
 
 
