@@ -5,7 +5,8 @@
 - `Memory`: both kinds of keys, a layer at a time.
 
 Hooks take part as tokens of their own (`hooks.py`). What a layer's attention gives with a hook less what it gives without,
-times the hook's gate, is added to what it gives without: a closed gate therefore leaves every bit as it was.
+times the hook's gate, is added to what it gives without: a closed gate therefore leaves every bit as it was. After the last
+layer's norm hooks with a voice add it to targets.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from torch.utils.checkpoint import checkpoint
 
 from ..nn.rotary import Rotary
 from ..nn.transformer import Keys, Layer, LayerConfig, attend
-from .hooks import HookKeys, LatentNeuralHook
+from .hooks import HookKeys, LatentNeuralHook, Voice
 from .tokens import Tokens
 
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """One layer's keys of the prefix, of each hook there, and of what was written so far."""
+    """One layer's keys of the prefix, of each hook there, and of what was written so far; at the last layer, hooks' voices."""
 
     prefix: Keys
     hooks: tuple[HookKeys, ...] = ()
     written: Keys | None = None
+    voices: tuple[Voice, ...] = ()
 
     def grown(self, k: Tensor, v: Tensor) -> LayerMemory:
         """With more that was written."""
@@ -89,17 +91,23 @@ class Backbone(nn.Module):
             memory.append(keys)
             if keep:
                 kept.append((x, dict(states)))
+        voices = tuple(hook.voice for hook, _ in hooks if hook.voice is not None)
+        memory[-1] = replace(memory[-1], voices=voices)
         return Read(self.norm(x), tokens.valid, memory, states, kept)
 
     def extend(
         self, x: Tensor, positions: Tensor, memory: list[LayerMemory], causal: bool
     ) -> tuple[Tensor, list[LayerMemory]]:
-        """Target tokens `(b, m, dim)` at `positions` `(m, 3)` → their last states, normalised, and the memory with them."""
+        """Target tokens `(b, m, dim)` at `positions` `(m, 3)` → their last states, normalised, with the
+        voices of hooks, and the memory with them."""
         turn, grown = self.rotary(positions), []
         for layer, before in zip(self.layers, memory, strict=True):
             x, after = self._call(self._extend_layer, layer, x, turn, before, causal)
             grown.append(after)
-        return self.norm(x), grown
+        x = self.norm(x)
+        for voice in memory[-1].voices:
+            x = voice.added_to(x)
+        return x, grown
 
     def _call(self, function, *arguments):  # noqa: ANN001, ANN002, ANN202
         if self.checkpointing and torch.is_grad_enabled():
