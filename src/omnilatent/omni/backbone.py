@@ -84,7 +84,7 @@ class Backbone(nn.Module):
         x, turn, memory, kept = tokens.x, self.rotary(tokens.positions), [], []
         states = {hook.name: state for hook, state in hooks}
         for index, layer in enumerate(self.layers):
-            there = [hook for hook, _ in hooks if index in hook.target_layers]
+            there = [hook for hook, state in hooks if index in hook.target_layers and state.shape[1]]
             gates = [hook.gate(index) for hook in there]
             x, keys, changed = self._call(self._read_layer, layer, x, turn, tokens.valid, [states[h.name] for h in there], gates)
             states |= {hook.name: hook.evolve(state) for hook, state in zip(there, changed, strict=True)}

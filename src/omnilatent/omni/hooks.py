@@ -100,11 +100,11 @@ class LatentNeuralHook(nn.Module):
         """The state before the first layer `(batch, tokens, dim)`: the learned tokens, then the vectors given.
 
         Raises:
-            ValueError: vectors that are not `(batch, n, dim)`, or neither learned tokens nor vectors.
+            ValueError: vectors that are not `(batch, n, dim)`, or neither learned tokens nor vectors nor a voice.
         """
         state = self.tokens.expand(batch, -1, -1)
         if vectors is None:
-            if not len(self.tokens):
+            if not len(self.tokens) and not self.config.voice:
                 raise ValueError(f"the hook {self.name} has no tokens of its own: give it vectors (b, n, {self.config.dim})")
             return state
         if vectors.ndim != 3 or vectors.shape[0] != batch or vectors.shape[2] != self.config.dim:
