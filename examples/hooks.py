@@ -71,11 +71,6 @@ class Lesson:
         place = torch.device(device)
         return cls(model, Pictures.of(training, LEARNED_FROM, place), Pictures.of(test, min(HELD_OUT, len(test)), place), steps)
 
-    @property
-    def budget(self) -> int:
-        """A hundredth of the model's parameters."""
-        return sum(p.numel() for p in self.model.parameters()) // 100
-
     def hook(self, name: str, num_tokens: int, voice: int, gate_bias_init: float = 0.0) -> LatentNeuralHook:
         """A hook in all layers, registered; nothing else learns."""
         layers = range(self.model.config.num_layers)
@@ -134,10 +129,10 @@ def language(lesson: Lesson, tokens: int = 0, out: Path | None = None) -> Figure
 
     before, said = lesson.base(), answers()
     figures = {"before: English": lesson.share(WORDS, pictures), "before: German": lesson.share(GERMAN, pictures)}
-    dim, room = model.config.hidden_dim, lesson.budget - model.config.num_layers - 1
-    voice = max(0, min(WIDEST, (room // dim - tokens) // 2))
-    hook = lesson.hook("german", tokens, voice)
-    figures["share of the parameters"] = sum(p.numel() for p in hook.parameters()) / (100 * lesson.budget)
+    dim, every = model.config.hidden_dim, sum(p.numel() for p in model.parameters())
+    room = (every // 100 - model.config.num_layers - 1) // dim  # tokens, or halves of the voice's width
+    hook = lesson.hook("german", tokens, max(0, min(WIDEST, (room - tokens) // 2)))
+    figures["share of the parameters"] = sum(p.numel() for p in hook.parameters()) / every
     lesson.teach(hook.parameters(), GERMAN, lambda batch: {"inputs": {"image": batch.images}})
     figures |= {"with the hook: German": lesson.share(GERMAN, pictures), "with the hook: English": lesson.share(WORDS, pictures)}
     if out is not None:
@@ -267,7 +262,7 @@ def main(argv: list[str] | None = None) -> None:
         lesson = Lesson.open(options.model, options.data, options.steps, options.device)
         use = partial(language, tokens=options.tokens, out=options.out) if options.use == "language" else USES[options.use]
         for name, figure in use(lesson).items():
-            print(f"{name:<36} {figure:7.1%}" if "as before" not in name else f"{name:<36} {'yes' if figure else 'NO':>7}")
+            print(f"{name:<36} {figure:8.2%}" if "as before" not in name else f"{name:<36} {'yes' if figure else 'NO':>8}")
     except UserError as mistake:
         print(f"hooks.py: {mistake}", file=sys.stderr)
         raise SystemExit(2) from None

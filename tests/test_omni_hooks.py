@@ -1,5 +1,6 @@
 """A hook's voice, and the four uses of hooks in examples/hooks.py on a small model that is trained here, each beside its null."""
 
+import re
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,7 @@ def test_the_example_runs_from_a_saved_model_and_tells_mistakes_in_a_sentence(
     save(tmp_path / "run", lesson.model, ByteTokenizer(), None, "card")
     USES.main(["modality", "--model", str(tmp_path / "run"), "--steps", "2"])
     printed = capsys.readouterr().out
-    assert "by touch" in printed and "weights as before                        yes" in printed
+    assert "by touch" in printed and re.search("weights as before +yes", printed)
     run = str(tmp_path / "run")
     for arguments, sentence in ((["--model", str(tmp_path)], "is no any-to-any model"), (["--model", run, "--steps", "0"], "at least 1"),
                                 (["--model", run, "--data", str(tmp_path)], "holds no digits")):
