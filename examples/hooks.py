@@ -26,6 +26,7 @@ from torch.nn.functional import one_hot
 
 from omnilatent import LatentNeuralHook, OmniLatentModel
 from omnilatent.data.digit_world import EMBEDDED, WORDS, DigitWorld, open_world
+from omnilatent.devices import choose_device
 from omnilatent.errors import UserError
 from omnilatent.omni.losses import text_terms
 from omnilatent.omni.saving import load
@@ -62,7 +63,8 @@ class Lesson:
 
     @classmethod
     def open(cls, run: str, data: str = EMBEDDED, steps: int = 1_500, device: str = "cpu") -> Lesson:
-        """Raises UserError: RUN is no any-to-any model that reads pictures and writes text, or DATA holds no digits."""
+        """Raises UserError: no such device, RUN is no any-to-any model of pictures and text, or DATA holds no digits."""
+        device = choose_device(device)
         model = load(run, device)
         missing = {"text", "image"} - set(model.modalities)
         if missing:
@@ -114,6 +116,11 @@ class Lesson:
         return {name: t.clone() for name, t in self.model.state_dict().items() if not name.startswith("hooks.")}
 
 
+def shuffled(x: Tensor) -> Tensor:
+    """The null: each example with another's."""
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).to(x.device)]
+
+
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """1.0 if all tensors are, bit by bit, else 0.0."""
     return float(a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a))
@@ -130,8 +137,11 @@ def language(lesson: Lesson, tokens: int = 0, out: Path | None = None) -> Figure
     before, said = lesson.base(), answers()
     figures = {"before: English": lesson.share(WORDS, pictures), "before: German": lesson.share(GERMAN, pictures)}
     dim, every = model.config.hidden_dim, sum(p.numel() for p in model.parameters())
-    room = (every // 100 - model.config.num_layers - 1) // dim  # tokens, or halves of the voice's width
-    hook = lesson.hook("german", tokens, max(0, min(WIDEST, (room - tokens) // 2)))
+    room = (every // 100 - model.config.num_layers - 1) // dim  # a token takes one, the voice two for each of its width
+    if tokens < 0 or room - tokens < 2:
+        raise UserError(f"--tokens {tokens}: a hundredth of this model's {every:,} parameters has room for 0 to {room - 2} beside "
+                        "a voice.")
+    hook = lesson.hook("german", tokens, min(WIDEST, (room - tokens) // 2))
     figures["share of the parameters"] = sum(p.numel() for p in hook.parameters()) / every
     lesson.teach(hook.parameters(), GERMAN, lambda batch: {"inputs": {"image": batch.images}})
     figures |= {"with the hook: German": lesson.share(GERMAN, pictures), "with the hook: English": lesson.share(WORDS, pictures)}
@@ -169,8 +179,7 @@ def knowledge(lesson: Lesson) -> Figures:
     told_by = nn.Linear(2, count * dim).to(device)
     lesson.teach([*hook.parameters(), *told_by.parameters()], WORDS, example)
     right = facts(held_out.labels)
-    others = right[torch.randperm(len(right), generator=torch.Generator().manual_seed(0)).to(device)]
-    for name, given in (("told nothing", 0 * right), ("told the fact", right), ("told another digit's fact", others)):
+    for name, given in (("told nothing", 0 * right), ("told the fact", right), ("told another digit's fact", shuffled(right))):
         figures[name] = lesson.share(WORDS, seen, told(given))
     model.remove_hook("facts")
     return figures | {"weights as before": same(before, lesson.base())}
@@ -180,26 +189,27 @@ def inspect(lesson: Lesson) -> Figures:
     """Interpretability: digits told by a linear probe from states after each layer. The hook's gates are closed: it reads the
     content with the layers' own weights, and nothing is changed by it."""
     learned, held_out, model = lesson.learned, lesson.held_out, lesson.model
-    hook = lesson.hook("reader", 8, 0, gate_bias_init=-1e4)
+    lesson.hook("reader", 8, 0, gate_bias_init=-1e4)
 
     def probed(pictures: Pictures, layer: int) -> dict[str, Tensor]:
         return {name: states.mean(1) for name, states in model.probe(layer, "image", pictures.images).items()}
 
-    figures = {"pixels": read_off(learned.images[:, 0].flatten(1), learned.labels, held_out.images[:, 0].flatten(1), held_out.labels)}
+    ink, asked_ink = (pictures.images[:, 0].flatten(1) for pictures in (learned, held_out))
+    figures = {"pixels": read_off(ink, learned.labels, asked_ink, held_out.labels)}
     for layer in range(model.config.num_layers):
         states, asked = probed(learned, layer), probed(held_out, layer)
         for name in states:
             figures[f"layer {layer}: {name}"] = read_off(states[name], learned.labels, asked[name], held_out.labels)
-    shuffled = learned.labels[torch.randperm(len(learned.labels), generator=torch.Generator().manual_seed(0)).to(hook.tokens.device)]
-    figures["null: shuffled labels"] = read_off(states["content"], shuffled, asked["content"], held_out.labels)
+    figures["null: shuffled labels"] = read_off(states["content"], shuffled(learned.labels), asked["content"], held_out.labels)
     model.remove_hook("reader")
     return figures
 
 
 def read_off(x: Tensor, labels: Tensor, asked: Tensor, wanted: Tensor, ridge: float = 1e-3) -> float:
     """The share of `asked` `(m, d)` that a ridge regression from `x` `(n, d)` to ten indicators names as `wanted` `(m,)`."""
-    mean, std = x.mean(0), x.std(0) + 1e-6
-    x, asked = (nn.functional.pad((t - mean) / std, (0, 1), value=1.0).double() for t in (x, asked))
+    x, labels, asked, wanted = (t.cpu() for t in (x, labels, asked, wanted))
+    standard = Standardised(x)
+    x, asked = (nn.functional.pad(standard(t), (0, 1), value=1.0).double() for t in (x, asked))
     weights = torch.linalg.solve(x.T @ x + ridge * len(x) * torch.eye(x.shape[1]).to(x), x.T @ one_hot(labels, 10).to(x))
     return float(((asked @ weights).argmax(1) == wanted).float().mean())
 
@@ -222,8 +232,8 @@ def modality(lesson: Lesson) -> Figures:
     first = touch(lesson.learned)
     encoder = nn.Sequential(Standardised(first), nn.Linear(16, 64), nn.SiLU(), nn.Linear(64, count * dim)).to(device)
     lesson.teach([*hook.parameters(), *encoder.parameters()], WORDS, lambda batch: felt(touch(batch)))
-    others = mine[torch.randperm(len(mine), generator=torch.Generator().manual_seed(0)).to(device)]
-    figures = {name: lesson.share(WORDS, **felt(given)) for name, given in (("by touch", mine), ("another digit's touch", others))}
+    touches = {"by touch": mine, "another digit's touch": shuffled(mine)}
+    figures = {name: lesson.share(WORDS, **felt(given)) for name, given in touches.items()}
     figures["a linear probe of the same numbers"] = read_off(first, lesson.learned.labels, mine, held_out.labels)
     model.remove_hook("touch")
     return figures | {"weights as before": same(before, lesson.base())}
@@ -251,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="a run of an omni recipe")
     parser.add_argument("--data", default=EMBEDDED, help="'digits', or a folder with mnist/")
     parser.add_argument("--steps", type=int, default=1_500)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda", "mps"))
     parser.add_argument("--tokens", type=int, default=0, help="language: tokens of the hook beside its voice")
     parser.add_argument("--out", type=Path, help="language: a new folder for the hook")
     options = parser.parse_args(argv)
@@ -259,6 +269,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if options.steps < 1:
             raise UserError(f"--steps is at least 1; got {options.steps}.")
+        if options.out is not None and options.out.exists():
+            raise UserError(f"--out {options.out} is there already: give a new folder.")
         lesson = Lesson.open(options.model, options.data, options.steps, options.device)
         use = partial(language, tokens=options.tokens, out=options.out) if options.use == "language" else USES[options.use]
         for name, figure in use(lesson).items():

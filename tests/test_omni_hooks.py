@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from omnilatent import LatentNeuralHook, OmniLatentConfig, OmniLatentModel
 from omnilatent.data.digit_world import WORDS, open_world
+from omnilatent.errors import UserError
 from omnilatent.omni.config import OmniModelConfig
 from omnilatent.omni.losses import text_terms
 from omnilatent.omni.recipes import WORLD
@@ -107,9 +108,11 @@ def test_the_example_runs_from_a_saved_model_and_tells_mistakes_in_a_sentence(
     assert "by touch" in printed and re.search("weights as before +yes", printed)
     run = str(tmp_path / "run")
     for arguments, sentence in ((["--model", str(tmp_path)], "is no any-to-any model"), (["--model", run, "--steps", "0"], "at least 1"),
-                                (["--model", run, "--data", str(tmp_path)], "holds no digits")):
+                                (["--model", run, "--data", str(tmp_path)], "holds no digits"),
+                                (["--model", run, "--tokens", "99"], "has room for 0 to"),
+                                (["--model", run, "--out", run], "is there already")):
         with pytest.raises(SystemExit) as end:
-            USES.main(["inspect", *arguments])
+            USES.main(["language", *arguments])
         said = capsys.readouterr().err
         assert end.value.code == 2 and sentence in said and said.startswith("hooks.py: ") and said.count("\n") == 1
     assert load(run).config == lesson.model.config
@@ -184,6 +187,11 @@ def test_a_voice_learns_begins_silent_and_goes_to_disk(tmp_path: Path) -> None:
     hook.save(tmp_path / "loud")
     again = LatentNeuralHook.load(tmp_path / "loud")
     assert again.config == hook.config and all(torch.equal(a, b) for a, b in zip(hook.parameters(), again.parameters(), strict=True))
+    hook.save(tmp_path / "loud")  # a hook takes the place of a hook, and of nothing else
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "mine.txt").write_text("dear", encoding="utf-8")
+    with pytest.raises(UserError, match="letters is there and holds no hook"):
+        hook.save(tmp_path / "letters")
     assert not LatentNeuralHook("fresh", 2, 32, voice=4).up.any() and LatentNeuralHook("mute", 2, 32).voice is None
     with pytest.raises(ValueError, match="voice >= 0; got 2, 32, \\[0\\], -1"):
         LatentNeuralHook("bad", 2, 32, voice=-1)

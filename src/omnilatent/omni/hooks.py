@@ -74,8 +74,8 @@ class LatentHookConfig:
         if not self.name or "." in self.name or "/" in self.name:
             raise ValueError(f"a hook's name is a word without dot and slash; got {self.name!r}")
         if self.num_tokens < 0 or self.dim < 1 or self.voice < 0 or not self.target_layers or min(self.target_layers) < 0:
-            raise ValueError(f"a hook has num_tokens >= 0, dim >= 1, target_layers from 0 on and voice >= 0; got {self.num_tokens}, "
-                             f"{self.dim}, {list(self.target_layers)}, {self.voice}")
+            raise ValueError("a hook has num_tokens >= 0, dim >= 1, target_layers from 0 on and voice >= 0; got "
+                             f"{self.num_tokens}, {self.dim}, {list(self.target_layers)}, {self.voice}")
 
 
 class LatentNeuralHook(nn.Module):
@@ -84,10 +84,12 @@ class LatentNeuralHook(nn.Module):
     def __init__(self, name: str, num_tokens: int = 8, dim: int = 768, target_layers: Sequence[int] = (0,),
                  gate_bias_init: float = -4.0, use_transform: bool = True, voice: int = 0) -> None:
         super().__init__()
-        self.config = LatentHookConfig(name, num_tokens, dim, tuple(sorted(set(target_layers))), gate_bias_init, use_transform, voice)
-        self.name, self.target_layers = name, self.config.target_layers
+        layers = tuple(sorted(set(target_layers)))
+        self.config = LatentHookConfig(name, num_tokens, dim, layers, gate_bias_init, use_transform, voice)
+        self.name, self.target_layers = name, layers
         self.tokens = nn.Parameter(torch.randn(num_tokens, dim) * 0.5)
-        self.gate_bias = nn.Parameter(torch.full((len(self.target_layers) + bool(voice),), gate_bias_init))  # the voice's is the last
+        gates = len(layers) + bool(voice)  # the voice's is the last
+        self.gate_bias = nn.Parameter(torch.full((gates,), gate_bias_init))
         self.transform = nn.Sequential(nn.RMSNorm(dim, eps=1e-6), nn.Linear(dim, dim // 4), nn.SiLU(),
                                        nn.Linear(dim // 4, dim)) if use_transform else None
         if self.transform is not None:
@@ -125,10 +127,17 @@ class LatentNeuralHook(nn.Module):
         return state if self.transform is None else state + self.transform(state)
 
     def save(self, folder: str | Path) -> None:
-        """The hook alone: `hook.safetensors` and `hook.json`."""
+        """The hook alone: `hook.safetensors` and `hook.json`, in place of a hook that is there.
+
+        Raises:
+            UserError: the folder holds something else.
+        """
         from safetensors.torch import save_file
 
-        with hub.new_folder(Path(folder)) as new:
+        folder = Path(folder)
+        if folder.exists() and not (folder / "hook.json").exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(f"{folder} is there and holds no hook: give a new folder.")
+        with hub.new_folder(folder) as new:
             save_file({name: t.contiguous() for name, t in self.state_dict().items()}, new / "hook.safetensors")
             (new / "hook.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
 
