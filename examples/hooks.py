@@ -138,6 +138,8 @@ def language(lesson: Lesson, tokens: int = 0, out: Path | None = None) -> Figure
     figures = {"before: English": lesson.share(WORDS, pictures), "before: German": lesson.share(GERMAN, pictures)}
     dim, every = model.config.hidden_dim, sum(p.numel() for p in model.parameters())
     room = (every // 100 - model.config.num_layers - 1) // dim  # a token takes one, the voice two for each of its width
+    if room < 2:
+        raise UserError(f"a hundredth of this model's {every:,} parameters has no room for a voice: give a larger model.")
     if tokens < 0 or room - tokens < 2:
         raise UserError(f"--tokens {tokens}: a hundredth of this model's {every:,} parameters has room for 0 to {room - 2} beside "
                         "a voice.")
