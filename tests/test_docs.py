@@ -9,6 +9,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import tarfile
 from pathlib import Path
@@ -86,7 +87,10 @@ def test_the_commands_of_a_page_run_one_after_the_other(page: str, here: Path) -
     ran = 0
     for block in blocks(text_of(page)):
         for line in bash_lines(block.code) if block.language == "bash" else ():
-            if line.split()[0] not in OTHERS:
+            if line.startswith("python examples/"):
+                _, example, *arguments = shlex.split(line)
+                runpy.run_path(str(ROOT / example))["main"]([*arguments, "--steps", "2"])
+            elif line.split()[0] not in OTHERS:
                 run(line)
                 ran += 1
     assert ran >= 8
@@ -115,6 +119,7 @@ def test_the_python_of_the_any_to_any_page_runs(here: Path) -> None:
     ("walk.py", ["photos/0.png", "photos/1.png", "--size", "32", "--steps", "3"]),
     ("demo.py", ["--out", "demo", "--steps", "2"]),
     ("own_codec.py", ["--data", "photos/", "--size", "32", "--limit", "2"]),
+    ("hooks.py", ["modality", "--model", "runs/omni", "--steps", "2"]),
 ])
 def test_an_example_runs(example: str, arguments: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(ROOT / "examples" / example))["main"](arguments)
@@ -126,13 +131,15 @@ def test_an_example_runs(example: str, arguments: list[str], here: Path, capsys:
         assert "without it the logits are the same, bit by bit" in printed and Path("demo/three.wav").stat().st_size > 16_000
         with Image.open("demo/pictures.png") as sheet:
             assert sheet.size == (8 * 32 * 3, 6 * 32 * 3)
+    elif example == "hooks.py":
+        assert re.search("by touch +[0-9.]+%", printed) and re.search("weights as before +yes", printed)
     else:
         assert "| blocks |" in printed and "| kl-f8-small |" in printed
 
 
 def test_every_example_is_tested_and_named_in_the_readme() -> None:
     named = set(re.findall(r"\(examples/(\w+\.py)\)", text_of("README.md")))
-    assert named == {path.name for path in (ROOT / "examples").glob("*.py")} == {"demo.py", "walk.py", "own_codec.py"}
+    assert named == {path.name for path in (ROOT / "examples").glob("*.py")} == {"demo.py", "hooks.py", "walk.py", "own_codec.py"}
 
 
 # -- docs/commands.md ----------------------------------------------------------------------------------------------

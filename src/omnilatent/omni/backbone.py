@@ -6,7 +6,8 @@
 - `Memory`: both kinds of keys, a layer at a time.
 
 Hooks take part as tokens of their own (`hooks.py`). What a layer's attention gives with a hook less what it gives without,
-times the hook's gate, is added to what it gives without: a closed gate therefore leaves every bit as it was.
+times the hook's gate, is added to what it gives without: a closed gate therefore leaves every bit as it was. After the last
+layer's norm hooks with a voice add it to targets.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ..nn.rotary import Rotary
 from ..nn.transformer import Keys, Layer, LayerConfig, Norm, attend
-from .hooks import HookKeys, LatentNeuralHook
+from .hooks import HookKeys, LatentNeuralHook, Voice
 from .tokens import Tokens
 
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """One layer's keys of the prefix, of each hook there, and of what was written so far.
+    """One layer's keys of the prefix, of each hook there, and of what was written so far; at the last layer, hooks' voices.
 
     What is written grows, unless it has slots: `written` is then as long as the text may become, and `slot` `(1,)` says which
     of its keys the next token takes.
@@ -36,6 +37,7 @@ class LayerMemory:
     hooks: tuple[HookKeys, ...] = ()
     written: Keys | None = None
     slot: Tensor | None = None
+    voices: tuple[Voice, ...] = ()
 
     def grown(self, k: Tensor, v: Tensor) -> LayerMemory:
         """With more that was written."""
@@ -104,6 +106,7 @@ class Backbone(nn.Module):
             memory.append(keys)
             if keep:
                 kept.append((x, dict(states)))
+        memory[-1] = replace(memory[-1], voices=_voices(hooks))
         return Read(self.norm(x), tokens.valid, memory, states, kept)
 
     def together(self, tokens: Tokens, hooks: Hooks, x: Tensor, positions: Tensor, causal: bool) -> Tensor:
@@ -115,17 +118,17 @@ class Backbone(nn.Module):
             there, own, gates = _there(hooks, states, index)
             x, changed = self._call(self._both_layer, layer, x, n, turn, tokens.valid, own, gates, causal)
             states |= {hook.name: hook.evolve(state) for hook, state in zip(there, changed, strict=True)}
-        return self.norm(x[:, n:])
+        return _voiced(self.norm(x[:, n:]), _voices(hooks))
 
     def extend(
         self, x: Tensor, positions: Tensor, memory: list[LayerMemory], causal: bool
     ) -> tuple[Tensor, list[LayerMemory]]:
-        """Target tokens `(b, m, dim)` at `positions` `(m, 3)` → their last states, normalised, and the memory with them."""
+        """Target tokens `(b, m, dim)` at `positions` `(m, 3)` → their last states, normalised, with hooks' voices, and the memory."""
         turn, grown = self.rotary(positions, x.dtype), []
         for layer, before in zip(self.layers, memory, strict=True):
             x, after = self._call(self._extend_layer, layer, x, turn, before, causal)
             grown.append(after)
-        return self.norm(x), grown
+        return _voiced(self.norm(x), memory[-1].voices), grown
 
     def _call(self, function, *arguments):  # noqa: ANN001, ANN002, ANN202
         if self.checkpointing and torch.is_grad_enabled():
@@ -135,8 +138,18 @@ class Backbone(nn.Module):
 
 def _there(hooks: Hooks, states: dict[str, Tensor], index: int) -> tuple[list[LatentNeuralHook], list[Tensor], list[Tensor]]:
     """The hooks of a layer, their states and their gates."""
-    there = [hook for hook, _ in hooks if index in hook.target_layers]
+    there = [hook for hook, _ in hooks if index in hook.target_layers and states[hook.name].shape[1]]
     return there, [states[hook.name] for hook in there], [hook.gate(index) for hook in there]
+
+
+def _voices(hooks: Hooks) -> tuple[Voice, ...]:
+    return tuple(hook.voice for hook, _ in hooks if hook.voice is not None)
+
+
+def _voiced(x: Tensor, voices: Sequence[Voice]) -> Tensor:
+    for voice in voices:
+        x = voice.added_to(x)
+    return x
 
 
 def _read_layer(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, ref
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..nn.replay import Replayed
 from ..nn.transformer import Keys
 from .backbone import LayerMemory
-from .hooks import HookKeys
+from .hooks import HookKeys, Voice
 from .source import Source
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class CachedDecoder:
 
     def _with_slots(self, layer: LayerMemory, most: int) -> LayerMemory:
         k, v = (t.new_zeros(*t.shape[:2], most, t.shape[3]) for t in (layer.prefix.k, layer.prefix.v))
-        return LayerMemory(layer.prefix, layer.hooks, Keys(k, v, self.valid), self.slot)
+        return replace(layer, written=Keys(k, v, self.valid), slot=self.slot)
 
     def begin(self, memory: list[LayerMemory]) -> None:
         """Another prefix of the same form."""
@@ -90,9 +91,10 @@ def decoder_for(model: OmniLatentModel, source: Source, most: int) -> CachedDeco
 
 def _copied(layer: LayerMemory) -> LayerMemory:
     prefix = Keys(*(None if t is None else t.clone() for t in layer.prefix))
-    return LayerMemory(prefix, tuple(HookKeys(*(t.clone() for t in hook)) for hook in layer.hooks))
+    hooks = tuple(HookKeys(*(t.clone() for t in hook)) for hook in layer.hooks)
+    return LayerMemory(prefix, hooks, voices=tuple(Voice(*(t.clone() for t in voice)) for voice in layer.voices))
 
 
 def _tensors(layer: LayerMemory) -> list[Tensor]:
     """Those of the prefix and the hooks."""
-    return [t for keys in (layer.prefix, *layer.hooks) for t in keys if t is not None]
+    return [t for keys in (layer.prefix, *layer.hooks, *layer.voices) for t in keys if t is not None]

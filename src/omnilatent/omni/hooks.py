@@ -9,7 +9,11 @@ At each of its layers a hook's tokens attend to the prefix, to themselves and to
 and the prefix and every target attend to them. What that adds to attention is multiplied by a learned gate, one a layer,
 which begins nearly closed (σ(−4) ≈ 0.018). Its state goes on from layer to layer.
 
-- `LatentNeuralHook`, `LatentHookConfig`: the hook. `HookKeys`: what others attend to at one layer.
+Tokens only choose among what the layers can say already. A hook with a `voice` also adds to every target's last states, so that
+a model can be taught what it never said, such as letters that it never wrote.
+
+- `LatentNeuralHook`, `LatentHookConfig`: the hook.
+- `HookKeys`: what others attend to at one layer. `Voice`: what is added after the last.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, silu
 
 from .. import hub
 from ..errors import UserError
@@ -33,6 +38,18 @@ class HookKeys(NamedTuple):
     gate: Tensor
     k: Tensor
     v: Tensor
+
+
+class Voice(NamedTuple):
+    """A hook's gate for it (a scalar in 0 … 1) and two matrices, `(voice, dim)` and `(dim, voice)`."""
+
+    gate: Tensor
+    down: Tensor
+    up: Tensor
+
+    def added_to(self, x: Tensor) -> Tensor:
+        """Last states `(b, m, dim)`, normalised → the same with the voice."""
+        return x + self.gate.to(x.dtype) * linear(silu(linear(x, self.down)), self.up)
 
 
 @dataclass(frozen=True)
@@ -50,40 +67,46 @@ class LatentHookConfig:
     """Where the gates begin, before the sigmoid."""
     use_transform: bool = True
     """Whether a small perceptron changes the state between layers."""
+    voice: int = 0
+    """Inner width of what is added to the targets' last states; 0: nothing is."""
 
     def __post_init__(self) -> None:
         if not self.name or "." in self.name or "/" in self.name:
             raise ValueError(f"a hook's name is a word without dot and slash; got {self.name!r}")
-        if self.num_tokens < 0 or self.dim < 1 or not self.target_layers or min(self.target_layers) < 0:
-            raise ValueError(f"a hook has num_tokens >= 0, dim >= 1 and target_layers from 0 on; got {self.num_tokens}, "
-                             f"{self.dim}, {list(self.target_layers)}")
+        if self.num_tokens < 0 or self.dim < 1 or self.voice < 0 or not self.target_layers or min(self.target_layers) < 0:
+            raise ValueError("a hook has num_tokens >= 0, dim >= 1, target_layers from 0 on and voice >= 0; got "
+                             f"{self.num_tokens}, {self.dim}, {list(self.target_layers)}, {self.voice}")
 
 
 class LatentNeuralHook(nn.Module):
     """Args: as `LatentHookConfig`."""
 
     def __init__(self, name: str, num_tokens: int = 8, dim: int = 768, target_layers: Sequence[int] = (0,),
-                 gate_bias_init: float = -4.0, use_transform: bool = True) -> None:
+                 gate_bias_init: float = -4.0, use_transform: bool = True, voice: int = 0) -> None:
         super().__init__()
-        self.config = LatentHookConfig(name, num_tokens, dim, tuple(sorted(set(target_layers))), gate_bias_init, use_transform)
-        self.name, self.target_layers = name, self.config.target_layers
+        layers = tuple(sorted(set(target_layers)))
+        self.config = LatentHookConfig(name, num_tokens, dim, layers, gate_bias_init, use_transform, voice)
+        self.name, self.target_layers = name, layers
         self.tokens = nn.Parameter(torch.randn(num_tokens, dim) * 0.5)
-        self.gate_bias = nn.Parameter(torch.full((len(self.target_layers),), gate_bias_init))
+        gates = len(layers) + bool(voice)  # the voice's is the last
+        self.gate_bias = nn.Parameter(torch.full((gates,), gate_bias_init))
         self.transform = nn.Sequential(nn.RMSNorm(dim, eps=1e-6), nn.Linear(dim, dim // 4), nn.SiLU(),
                                        nn.Linear(dim // 4, dim)) if use_transform else None
         if self.transform is not None:
             nn.init.zeros_(self.transform[-1].weight)  # at first the state goes on unchanged
             nn.init.zeros_(self.transform[-1].bias)
+        self.down = nn.Parameter(torch.randn(voice, dim) * dim**-0.5) if voice else None
+        self.up = nn.Parameter(torch.zeros(dim, voice)) if voice else None  # at first it says nothing
 
     def begin(self, batch: int, vectors: Tensor | None = None) -> Tensor:
         """The state before the first layer `(batch, tokens, dim)`: the learned tokens, then the vectors given.
 
         Raises:
-            ValueError: vectors that are not `(batch, n, dim)`, or neither learned tokens nor vectors.
+            ValueError: vectors that are not `(batch, n, dim)`, or neither learned tokens nor vectors nor a voice.
         """
         state = self.tokens.expand(batch, -1, -1)
         if vectors is None:
-            if not len(self.tokens):
+            if not len(self.tokens) and not self.config.voice:
                 raise ValueError(f"the hook {self.name} has no tokens of its own: give it vectors (b, n, {self.config.dim})")
             return state
         if vectors.ndim != 3 or vectors.shape[0] != batch or vectors.shape[2] != self.config.dim:
@@ -94,15 +117,27 @@ class LatentNeuralHook(nn.Module):
         """Its gate at one of its layers, a scalar in 0 … 1."""
         return self.gate_bias[self.target_layers.index(layer)].sigmoid()
 
+    @property
+    def voice(self) -> Voice | None:
+        """What it adds to the last states of targets, if anything."""
+        return None if self.down is None or self.up is None else Voice(self.gate_bias[-1].sigmoid(), self.down, self.up)
+
     def evolve(self, state: Tensor) -> Tensor:
         """The state between two layers."""
         return state if self.transform is None else state + self.transform(state)
 
     def save(self, folder: str | Path) -> None:
-        """The hook alone: `hook.safetensors` and `hook.json`."""
+        """The hook alone: `hook.safetensors` and `hook.json`, in place of a hook that is there.
+
+        Raises:
+            UserError: the folder holds something else.
+        """
         from safetensors.torch import save_file
 
-        with hub.new_folder(Path(folder)) as new:
+        folder = Path(folder)
+        if folder.exists() and not (folder / "hook.json").exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(f"{folder} is there and holds no hook: give a new folder.")
+        with hub.new_folder(folder) as new:
             save_file({name: t.contiguous() for name, t in self.state_dict().items()}, new / "hook.safetensors")
             (new / "hook.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n", encoding="utf-8")
 
