@@ -47,18 +47,6 @@ def test_every_modality_becomes_every_other(source: str, target: str) -> None:
         assert first.shape == shapes[target]
 
 
-def test_the_quick_start_of_the_seed_at_its_own_sizes() -> None:
-    config = OmniLatentConfig(hidden_dim=32, num_layers=1, num_heads=2)
-    model = OmniLatentModel(config).eval()
-    image, tokens = torch.randn(1, 3, 224, 224), torch.randint(1, 32000, (1, 64))
-    assert model("image", image, "text")["output"].shape == (1, 196, 32000)
-    assert model("text", tokens, "image")["output"].shape == (1, 3, 224, 224)
-    assert model.reconstruct("image", image)["output"].shape == (1, 3, 224, 224)
-    results = model.forward_multimodal(inputs={"text": tokens, "image": image}, target_modalities=["text", "image"])
-    assert set(results) == {"text", "image"} and results["image"]["output"].shape == (1, 3, 224, 224)
-    assert model.generate("image", image, max_len=8).shape[1] <= 8
-
-
 def test_a_picture_is_put_together_again_from_its_patches() -> None:
     for name, data in examples().items():
         if name != "text":

@@ -15,6 +15,7 @@ from PIL import Image
 
 import omnilatent
 from omnilatent.cli.main import main
+from omnilatent.data.digit_world import heard
 from omnilatent.data.mel import MelSpec, read_sound, write_sound
 from omnilatent.omni import files
 from omnilatent.omni.model import OmniLatentModel
@@ -50,6 +51,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (saved(folder / "lost") / "tokenizer.json").unlink()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 41, 3), dtype=np.uint8)).save(folder / "picture.jpg")
     write_sound(folder / "sound.wav", sine(440), 8_000)
+    for name, samples in (("long", 12_000), ("short", 2_000), ("usual", 63 * 128)):
+        write_sound(folder / f"{name}.wav", sine(440, samples=samples), 8_000)
     write_clip(folder / "video.mkv", frames=10, size=(34, 48), sound=sine(300))
     write_clip(folder / "silent.mkv", frames=2)
     write_clip(folder / "heard.mkv", frames=0, sound=sine(440))
@@ -150,11 +153,26 @@ def test_a_source_is_resized_only_aloud(here: Path) -> None:
         ("video.mkv", "video", files.Fit(), (1, 3, 8, 32, 32), "8 of 10 frames are taken, evenly"),
         ("video.mkv", "video", files.Fit(as_is=True), (1, 3, 10, 34, 48), ""),
         ("silent.mkv", "video", files.Fit((16, 16)), (1, 3, 2, 16, 16), "silent.mkv: 48 x 64 pixels are brought to 16 x 16"),
+        ("long.wav", "audio", files.Fit(), (1, 64, 64), "long.wav: the middle 1.01 s of 1.50 s are taken; --as-is takes all"),
+        ("long.wav", "audio", files.Fit(as_is=True), (1, 64, 94), ""),
+        ("short.wav", "audio", files.Fit(), (1, 64, 64), "short.wav: its 0.25 s are put in the middle of 1.01 s of silence"),
+        ("short.wav", "audio", files.Fit(as_is=True), (1, 64, 16), ""),
+        ("usual.wav", "audio", files.Fit(), (1, 64, 64), ""),
     ):
         got, told = read(file, modality, fit)
         assert got == shape and sentences in told and bool(sentences) == bool(told)
     whole = files.read_source(Path("picture.jpg"), "image", model, files.Fit(as_is=True))
     assert (whole[0].permute(1, 2, 0) * 255).round().byte().numpy().tolist() == pixels(Path("picture.jpg")).tolist()
+
+
+def test_a_sound_is_cropped_and_padded_as_in_the_digits_world(here: Path) -> None:
+    model = load("model")
+    for file in ("long.wav", "short.wav", "usual.wav"):
+        wave = read_sound(Path(file), 8_000)
+        assert torch.equal(files.read_source(Path(file), "audio", model)[0], heard(wave, None))
+    loud = files.read_source(Path("short.wav"), "audio", model)[0].amax(0) > 0
+    first, last = int(loud.nonzero()[0]), int(loud.nonzero()[-1])
+    assert first > 20 and abs(first - (63 - last)) <= 1
 
 
 def test_a_container_without_pictures_is_a_sound(here: Path, tmp_path: Path) -> None:
