@@ -58,6 +58,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_clip(folder / "heard.mkv", frames=0, sound=sine(440))
     (folder / "words.txt").write_text("three ☂\n", encoding="utf-8")
     write_sound(folder / "nothing.wav", torch.zeros(0), 8_000)
+    with av.open(str(folder / "frameless.mp4"), "w") as video:  # a track of pictures and none in it
+        video.add_stream("mpeg4", rate=8).width = 32
+        video.streams.video[0].height = 32
+        video.start_encoding()
     (folder / "broken.png").write_bytes(b"\x89PNG no")
     (folder / "broken.mp4").write_bytes(b"no video")
     (folder / "empty.txt").write_text("\n")
@@ -72,10 +76,10 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def made(tmp_path: Path, *argv: str) -> Path:
-    """The file that `translate model …` wrote."""
+def made(tmp_path: Path, *argv: str, model: str = "model") -> Path:
+    """The file that `translate MODEL …` wrote."""
     out = tmp_path / f"{len(list(tmp_path.iterdir()))}{ENDING[argv[argv.index('--to') + 1]]}"
-    assert main(["translate", "model", *argv, "--out", str(out)]) == 0
+    assert main(["translate", model, *argv, "--out", str(out)]) == 0
     return out
 
 
@@ -198,6 +202,22 @@ def test_a_file_that_was_there_is_kept_until_the_new_one_is_whole(
     assert main([*argv, "--overwrite"]) == 0 and pixels(Path("taken.png")).shape == (32, 32, 3)
 
 
+def test_evaluate_turns_one_file_into_another(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file, kind in zip(SOURCES, ("image", "audio", "video", "text"), strict=True):
+        for target, ending in ENDING.items():
+            mode = ["evaluate", str(here / "model"), "--mode", "file", "--input-file", str(here / file), "--target", target]
+            assert main([*mode, "--source", kind, "--output", f"{target}{ending}", "--overwrite", "--device", "cpu"]) == 0
+            again = made(tmp_path, str(here / file), "--to", target, model=str(here / "model"))
+            if target != "video":  # whose container holds the time of writing
+                assert Path(f"{target}{ending}").read_bytes() == again.read_bytes()
+    capsys.readouterr()
+    assert main([*mode, "--output", "text.txt"]) == 2 and "text.txt is there already" in capsys.readouterr().err
+    assert main([*mode, "--source", "image"]) == 2 and f"--source image: {here / 'words.txt'} is text" in capsys.readouterr().err
+
+
 def test_info_describes_an_any_to_any_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "mine:model"]) == 0
     facts, card = capsys.readouterr().out.split("\n\n")
@@ -220,6 +240,7 @@ BAD = [
     ("broken.png --to text", "broken.png"),
     ("broken.mp4 --to text", "broken.mp4 is no video that can be read"),
     ("nothing.wav --to text", "nothing.wav"),
+    ("frameless.mp4 --to text", "frameless.mp4"),
     ("empty.txt --to text", "empty.txt is empty: give a text"),
     ("latin.txt --to text", "latin.txt is not UTF-8 (invalid start byte at byte 2): convert it"),
     ("picture.jpg picture.jpg --to text", "the sources are image, image: give at most one of each modality"),
