@@ -125,7 +125,8 @@ def test_an_example_runs(example: str, arguments: list[str], here: Path, capsys:
     elif example == "demo.py":
         assert "without it the logits are the same, bit by bit" in printed and Path("demo/three.wav").stat().st_size > 16_000
         with Image.open("demo/pictures.png") as sheet:
-            assert sheet.size == (8 * 32 * 3, 6 * 32 * 3)
+            assert sheet.size == (100 + 2 * (16 * 32 + 16), 24 + 2 * 6 * 32)
+        assert "from image" in printed and "mean picture" in printed
     else:
         assert "| blocks |" in printed and "| kl-f8-small |" in printed
 
