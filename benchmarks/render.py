@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import compare_tokenizers
+import omni_tables
 import tables
 from omnilatent.errors import UserError
 from omnilatent.hub import read_json
@@ -99,6 +100,9 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "two-gpus": lambda: tables.two_gpus("store_two_gpus"),
         "tiles": lambda: tables.tiles("tiles"),
         "omni-peer": lambda: tables.omni_peer(tables.results("omni_peer")),
+        "omni-digits": lambda: omni_tables.digits(omni_tables.found("omni_digits")),
+        "omni-speed": lambda: omni_tables.speed(omni_tables.found("omni_speed")),
+        "omni-memory": lambda: omni_tables.memory(omni_tables.found("omni_speed")),
         "quantizers": lambda: tables.quantizers("quantizer_speed"),
     },
     "docs/organic.md": {

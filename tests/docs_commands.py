@@ -91,10 +91,9 @@ def shortened(line: str) -> list[str]:
         words = words[words.index("-m") + 1 :]
     assert words[0] == "omnilatent", f"{line!r} is no command of ours"
     words = [re.sub(r"\b[A-Z]{3,}\b", lambda match: PLACES.get(match[0], match[0]), word) for word in words[1:]]
-    if "--help" in words or words[0] not in SHORT:
-        return words
-    kind = "resume" if "--resume" in words else " ".join(words[:2]) if " ".join(words[:2]) in SHORT else words[0]
-    return _with(words, shlex.split(SHORT[kind]))
+    kinds = ["resume"] if "--resume" in words else [" ".join(words[:2]), words[0]]
+    kind = next((kind for kind in kinds if kind in SHORT), None)
+    return words if "--help" in words or kind is None else _with(words, shlex.split(SHORT[kind]))
 
 
 def _with(words: list[str], options: list[str]) -> list[str]:

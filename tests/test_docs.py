@@ -130,7 +130,8 @@ def test_an_example_runs(example: str, arguments: list[str], here: Path, capsys:
     elif example == "demo.py":
         assert "without it the logits are the same, bit by bit" in printed and Path("demo/three.wav").stat().st_size > 16_000
         with Image.open("demo/pictures.png") as sheet:
-            assert sheet.size == (8 * 32 * 3, 6 * 32 * 3)
+            assert sheet.size == (100 + 2 * (16 * 32 + 16), 24 + 2 * 6 * 32)
+        assert "from image" in printed and "mean picture" in printed
     elif example == "hooks.py":
         assert re.search("by touch +[0-9.]+%", printed) and re.search("weights as before +yes", printed)
     else:
@@ -242,6 +243,28 @@ def test_the_tables_are_those_of_the_results(page: str, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     render = runpy.run_path(str(ROOT / "benchmarks" / "render.py"))
     assert render["rendered"](page) == text_of(page), f"{page} is stale: python benchmarks/render.py"
+
+
+def test_what_is_not_measured_yet_is_said_and_shown_when_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    made = runpy.run_path(str(ROOT / "benchmarks" / "omni_tables.py"))
+    assert made["found"]("omni_speed", tmp_path) is None
+    for block, script in (("speed", "omni_speed"), ("memory", "omni_speed"), ("digits", "omni_digits")):
+        assert made[block](None).startswith(f"Not measured yet: `python benchmarks/{script}.py")
+    record = {"device": "a GPU", "torch": "2.13", "batch_size": 16, "parameters": 120_000_000, "generate_ms": 54.0,
+              "rows": [{"pair": "image→image", "checkpointing": True, "tokens": 392, "ms": 36.0, "k_tokens": 174.2}],
+              "memory": {"peak_allocated_gb": 3.0, "peak_reserved_gb": 3.5, "cap_gb": 8.0}}
+    assert "| train image→image | on | 392 | 36.0 | 174 | 72 | 2.0 × |" in made["speed"](record)
+    assert "| write 64 tokens, batch 1 | – | 64 | 54.0 | 1.19 | 540 | 10 × |" in made["speed"](record)
+    assert "1.08 (peak less the rows above)" in made["memory"](record) and "| **3.7 to 4.7** | **3.00** allocated" in made["memory"](record)
+    cell = {"accuracy": 0.9, "null": 0.1, "ceiling": 1.0, "frechet": None, "psnr": None}
+    cells = {"image+text→text": cell, "image→text": cell, "image→image": cell | {"frechet": 1.5, "psnr": 20.0, "ceiling": 0.99},
+             "image+text→image": cell}
+    run = {"judges": {"image": 0.99}, "ways": {"regression": cells}, "parameters": 5e6, "steps": 10, "seconds": 120, "count": 1_000,
+           "device": "a GPU", "torch": "2.13", "data": "data", "recordings": 0.95, "speakers": 0.81}
+    table = made["digits"]({"omni": run})
+    rows = ["| image | 90.0 of 100.0 (10.0) | 90.0 of 99.0 (10.0), FD 1.50, 20.0 dB |", "| image + text |"]
+    assert -1 < table.index(rows[0]) < table.index(rows[1]) and "other speakers than those that are heard: 81.0 %" in table
 
 
 def test_a_kept_report_names_places_of_the_project(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

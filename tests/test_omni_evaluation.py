@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from omnilatent.cli.main import main
-from omnilatent.omni.diagnostics import diagnose, effective_rank
+from omnilatent.omni.diagnostics import ABOUT, contributions, diagnose, effective_rank, ranks
 from omnilatent.omni.evaluation import latents, reconstruction, translation
 from omnilatent.omni.examples import collate, open_examples
 from omnilatent.omni.model import OmniLatentModel
@@ -55,7 +55,7 @@ def test_latents_that_are_one_find_each_other(data: dict[str, torch.Tensor]) -> 
             return type(source)(source.read, torch.eye(8, 32), 8, source.tokens)
 
     found = latents(Oracle(debug_omni().model).eval(), data)
-    assert found["text↔video"] == pytest.approx({"cosine": 1, "cosine_of_others": 0, "recall": 1, "chance": 1 / 8})
+    assert found["text↔video"] == pytest.approx({"cosine": 1, "cosine_of_others": 0, "recall_at_1": 1, "chance": 1 / 8})
 
 
 def test_diagnostics_add_up(model: OmniLatentModel, data: dict[str, torch.Tensor]) -> None:
@@ -66,11 +66,21 @@ def test_diagnostics_add_up(model: OmniLatentModel, data: dict[str, torch.Tensor
     for title in ("parameters", "time", "loss"):
         assert sum(row["share"] for name, row in found[title].items() if name != "all") == pytest.approx(1)
     ranks = found["effective rank"]
-    assert all(1 <= ranks[name][what] <= ranks[name]["at_most"] for name in ranks for what in ("entering", "leaving"))
-    assert set(found["layers"]) == {"layer 1"} and found["scaling"]["image"]["1 times"] == 1
+    assert all(1 <= rank[what] <= rank[f"{what} at most"] for rank in ranks.values() for what in ("entering", "leaving", "latents"))
+    assert ranks["text"]["latents at most"] == 7 and set(ABOUT) == set(found)
+    assert len(found["layers"]) == 2 * model.config.num_layers and found["scaling"]["image"]["1 times"] == 1
+    assert found["sizes"]["half the layers"]["parameters, times"] < 1 > found["sizes"]["half the width"]["parameters, times"]
     hooks = found["hooks"]
     assert all(hooks["fresh, gates at σ(−4)"][name] < hooks["fresh, gates open"][name] for name in data)
     assert not model.hooks and all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@torch.no_grad()
+def test_padding_counts_in_no_figure(model: OmniLatentModel, data: dict[str, torch.Tensor]) -> None:
+    text, longer = {"text": data["text"]}, {"text": torch.nn.functional.pad(data["text"], (0, 9))}
+    for measure in (ranks, contributions):
+        one, other = measure(model, text), measure(model, longer)
+        assert all(other[row] == pytest.approx(one[row], rel=1e-3) for row in one)
 
 
 def test_the_effective_rank_of_equal_directions_is_their_number() -> None:
@@ -87,9 +97,11 @@ def test_the_command_writes_what_it_says(model: OmniLatentModel, tmp_path: Path,
     record = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert set(record["translate"]) >= {"image→text", "text→video"} and "reconstruct, 4 examples of digits/test" in said
     assert main(["evaluate", str(run), "--mode", "latent", "--count", "4"]) == 0
-    assert "recall" in capsys.readouterr().out
-    for argv, sentence in ((["--count", "1"], "take at least 2 examples"), (["--mode", "file"], "takes --input-file FILE")):
+    assert "recall at 1" in capsys.readouterr().out
+    for argv, sentence in ((["--count", "1"], "take at least 2 examples"), (["--mode", "file"], "takes --input-file FILE"),
+                           (["--target", "text"], "--target is for --mode file: leave it out with --mode all"),
+                           (["--data", "nowhere"], "nowhere")):
         assert main(["evaluate", str(run), *argv]) == 2
-        assert sentence in capsys.readouterr().err
+        assert sentence in " ".join(capsys.readouterr().err.split())
     assert main(["evaluate", "kl-f8-small", "--mode", "all"]) == 2
     assert "is a model of the kind 'kl'" in capsys.readouterr().err

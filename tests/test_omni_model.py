@@ -47,18 +47,6 @@ def test_every_modality_becomes_every_other(source: str, target: str) -> None:
         assert first.shape == shapes[target]
 
 
-def test_the_quick_start_of_the_seed_at_its_own_sizes() -> None:
-    config = OmniLatentConfig(hidden_dim=32, num_layers=1, num_heads=2)
-    model = OmniLatentModel(config).eval()
-    image, tokens = torch.randn(1, 3, 224, 224), torch.randint(1, 32000, (1, 64))
-    assert model("image", image, "text")["output"].shape == (1, 196, 32000)
-    assert model("text", tokens, "image")["output"].shape == (1, 3, 224, 224)
-    assert model.reconstruct("image", image)["output"].shape == (1, 3, 224, 224)
-    results = model.forward_multimodal(inputs={"text": tokens, "image": image}, target_modalities=["text", "image"])
-    assert set(results) == {"text", "image"} and results["image"]["output"].shape == (1, 3, 224, 224)
-    assert model.generate("image", image, max_len=8).shape[1] <= 8
-
-
 def test_a_picture_is_put_together_again_from_its_patches() -> None:
     for name, data in examples().items():
         if name != "text":
@@ -225,6 +213,19 @@ def test_only_hooks_learn_when_the_base_is_frozen() -> None:
     (lambda m, d: m.register_hook(LatentNeuralHook("h", 2, 16, [0])), "has dim 16; the model's hidden_dim is 32"),
     (lambda m, d: m.register_hook(LatentNeuralHook("h", 2, 32, [3])), "targets layer 3; the model has the layers 0 to 2"),
     (lambda m, d: m.generate("image", d["image"], max_len=0), "max_len >= 1"),
+    (lambda m, d: m("image", None, "text"), "image is given as a tensor; got NoneType"),
+    (lambda m, d: m.reconstruct("image", d["image"].numpy()), "image is given as a tensor; got ndarray"),
+    (lambda m, d: m.generate("image"), "got no data for image"),
+    (lambda m, d: m("image", d["image"], "smell"), "there is no modality 'smell'"),
+    (lambda m, d: m.forward_multimodal({"text": d["text"]}, []), "the targets are some of text, audio, image, video, .* got no target"),
+    (lambda m, d: m.forward_multimodal({"text": d["text"]}, ["text"], sizes={"image": (8, 8)}), "got text, and a size of image"),
+    (lambda m, d: m("text", d["text"], "image", size=(16,)), r"the size of image is height, width, none below 1; got \(16,\)"),
+    (lambda m, d: m("image", d["image"], "text", size=(0,)), r"the size of text is its tokens, none below 1; got \(0,\)"),
+    (lambda m, d: m("text", torch.tensor([[0, 5]]), "image"), "padded with 0 at the right; got a token after a 0"),
+    (lambda m, d: m("audio", torch.rand(1, 8000), "text"), r"audio is floating point \(b, 4, frames\); got \(1, 8000\)"),
+    (lambda m, d: m.register_hook("h"), "register_hook takes a LatentNeuralHook; got str"),
+    (lambda m, d: small(num_heads=0), "num_heads is at least 1; got 0"),
+    (lambda m, d: small(image_size=(0, 8)), r"image_size is at least 1; got \(0, 8\)"),
     (lambda m, d: m.probe(3, "image", d["image"]), "the layers 0 to 2; got 3"),
 ])
 def test_what_cannot_be_is_told_in_a_sentence(call, sentence: str) -> None:  # noqa: ANN001

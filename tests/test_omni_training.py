@@ -14,15 +14,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
-from omnilatent import OmniLatentConfig, OmniLatentModel
+from omnilatent import OmniLatentConfig, OmniLatentModel, UserError
 from omnilatent.cli.main import main
 from omnilatent.data.captions import CocoCaptionsDataset, open_captioned
+from omnilatent.data.mel import MelSpec, read_sound
 from omnilatent.omni.config import MODALITIES, OmniModelConfig, OmniTraining, PairConfig
 from omnilatent.omni.examples import open_examples
 from omnilatent.omni.pairs import jobs_at
 from omnilatent.omni.recipes import WORLD, debug_omni
 from omnilatent.omni.saving import load
 from omnilatent.omni.task import OmniTask
+from omnilatent.omni.tokenizer import ByteTokenizer
 from omnilatent.training import Trainer, collate_multimodal
 from omnilatent.training.config import OptimizerConfig, RunConfig
 from omnilatent.training.loop import launch_fabric, train
@@ -75,7 +77,6 @@ def test_a_run_can_be_stopped_and_resumed_to_the_same_weights(tmp_path: Path) ->
 
 def test_what_a_model_says_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
     from omnilatent.omni.saving import save
-    from omnilatent.omni.tokenizer import ByteTokenizer
 
     torch.manual_seed(0)
     model = OmniLatentModel(OmniModelConfig(hidden_dim=32, num_layers=2, num_heads=2, **WORLD)).eval()
@@ -131,6 +132,43 @@ def test_the_trainer_takes_a_model_a_configuration_and_a_loader(tmp_path: Path) 
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
     assert not [name for name in still if "audio" not in name and "video" not in name], still  # those had no data
     assert load(tmp_path / "run").config.hidden_dim == 32
+
+
+def test_a_model_of_own_spectrograms_hears_and_makes_sound_files_when_it_knows_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = MelSpec(rate=8_000, n_fft=256, hop=64, bands=16, low=50.0, high=4_000.0)
+    config = OmniLatentConfig(hidden_dim=32, num_layers=1, num_heads=2, vocab_size=259, modalities=("text", "audio"), mel_bands=16,
+                              mel_frames=40, batch_size=2, max_steps=2)
+    own = [{"text": torch.tensor(ByteTokenizer().encode("hum")), "audio": spec.to_mel(torch.rand(39 * 64))} for _ in range(4)]
+    loader = DataLoader(own, batch_size=2, collate_fn=collate_multimodal)
+    for out, known in (("known", {"mel": spec, "tokenizer": ByteTokenizer()}), ("unknown", {})):
+        Trainer(OmniLatentModel(config), config, loader, out=out, **known).train()
+    assert load("known").mel == spec
+    assert main(["translate", "known", "--text", "hum", "--to", "audio", "--out", "hum.wav"]) == 0
+    assert read_sound(Path("hum.wav"), 8_000).shape == (39 * 64,)
+    assert main(["translate", "known", "hum.wav", "--to", "text"]) == 0
+    assert main(["evaluate", "known", "--mode", "file", "--input-file", "hum.wav", "--target", "audio"]) == 0
+    assert Path("hum-audio.wav").stat().st_size == 44 + 2 * 39 * 64
+    capsys.readouterr()
+    for argv in (["--text", "hum", "--to", "audio"], ["hum.wav", "--to", "text"]):
+        assert main(["translate", "unknown", *argv]) == 2
+        assert capsys.readouterr().err.strip() == (
+            "omnilatent: this model does not say what its mel spectrograms are, so it neither hears nor makes sound files: train by "
+            "a recipe, or give Trainer its mel.")
+    with pytest.raises(ValueError, match="the MelSpec has 128 bands; the model's mel_bands is 16"):
+        Trainer(OmniLatentModel(config), config, loader, mel=MelSpec())
+    with pytest.raises(ValueError, match="the tokenizer has 259 ids; the model's vocab_size is 40"):
+        Trainer(OmniLatentModel(replace(config, vocab_size=40)), config, loader, tokenizer=ByteTokenizer())
+
+
+def test_ids_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    config = OmniLatentConfig(hidden_dim=32, num_layers=1, num_heads=2, modalities=("text",), batch_size=1, max_steps=1)
+    trainer = Trainer(OmniLatentModel(config), config, [{"text": torch.tensor([[300]])}], out=tmp_path / "run",
+                      tokenizer=ByteTokenizer())
+    with pytest.raises(UserError, match="a text has the id 300, and the tokenizer has the ids 0 to 258"):
+        trainer.train()
 
 
 def test_it_learns_to_name_and_to_copy_digits(tmp_path: Path) -> None:

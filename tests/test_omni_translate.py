@@ -15,6 +15,7 @@ from PIL import Image
 
 import omnilatent
 from omnilatent.cli.main import main
+from omnilatent.data.digit_world import heard
 from omnilatent.data.mel import MelSpec, read_sound, write_sound
 from omnilatent.omni import files
 from omnilatent.omni.model import OmniLatentModel
@@ -50,11 +51,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (saved(folder / "lost") / "tokenizer.json").unlink()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 41, 3), dtype=np.uint8)).save(folder / "picture.jpg")
     write_sound(folder / "sound.wav", sine(440), 8_000)
+    for name, samples in (("long", 12_000), ("short", 2_000), ("usual", 63 * 128)):
+        write_sound(folder / f"{name}.wav", sine(440, samples=samples), 8_000)
     write_clip(folder / "video.mkv", frames=10, size=(34, 48), sound=sine(300))
     write_clip(folder / "silent.mkv", frames=2)
     write_clip(folder / "heard.mkv", frames=0, sound=sine(440))
     (folder / "words.txt").write_text("three ☂\n", encoding="utf-8")
     write_sound(folder / "nothing.wav", torch.zeros(0), 8_000)
+    with av.open(str(folder / "frameless.mp4"), "w") as video:  # a track of pictures and none in it
+        video.add_stream("mpeg4", rate=8).width = 32
+        video.streams.video[0].height = 32
+        video.start_encoding()
     (folder / "broken.png").write_bytes(b"\x89PNG no")
     (folder / "broken.mp4").write_bytes(b"no video")
     (folder / "empty.txt").write_text("\n")
@@ -69,10 +76,10 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def made(tmp_path: Path, *argv: str) -> Path:
-    """The file that `translate model …` wrote."""
+def made(tmp_path: Path, *argv: str, model: str = "model") -> Path:
+    """The file that `translate MODEL …` wrote."""
     out = tmp_path / f"{len(list(tmp_path.iterdir()))}{ENDING[argv[argv.index('--to') + 1]]}"
-    assert main(["translate", "model", *argv, "--out", str(out)]) == 0
+    assert main(["translate", model, *argv, "--out", str(out)]) == 0
     return out
 
 
@@ -150,11 +157,26 @@ def test_a_source_is_resized_only_aloud(here: Path) -> None:
         ("video.mkv", "video", files.Fit(), (1, 3, 8, 32, 32), "8 of 10 frames are taken, evenly"),
         ("video.mkv", "video", files.Fit(as_is=True), (1, 3, 10, 34, 48), ""),
         ("silent.mkv", "video", files.Fit((16, 16)), (1, 3, 2, 16, 16), "silent.mkv: 48 x 64 pixels are brought to 16 x 16"),
+        ("long.wav", "audio", files.Fit(), (1, 64, 64), "long.wav: the middle 1.01 s of 1.50 s are taken; --as-is takes all"),
+        ("long.wav", "audio", files.Fit(as_is=True), (1, 64, 94), ""),
+        ("short.wav", "audio", files.Fit(), (1, 64, 64), "short.wav: its 0.25 s are put in the middle of 1.01 s of silence"),
+        ("short.wav", "audio", files.Fit(as_is=True), (1, 64, 16), ""),
+        ("usual.wav", "audio", files.Fit(), (1, 64, 64), ""),
     ):
         got, told = read(file, modality, fit)
         assert got == shape and sentences in told and bool(sentences) == bool(told)
     whole = files.read_source(Path("picture.jpg"), "image", model, files.Fit(as_is=True))
     assert (whole[0].permute(1, 2, 0) * 255).round().byte().numpy().tolist() == pixels(Path("picture.jpg")).tolist()
+
+
+def test_a_sound_is_cropped_and_padded_as_in_the_digits_world(here: Path) -> None:
+    model = load("model")
+    for file in ("long.wav", "short.wav", "usual.wav"):
+        wave = read_sound(Path(file), 8_000)
+        assert torch.equal(files.read_source(Path(file), "audio", model)[0], heard(wave, None))
+    loud = files.read_source(Path("short.wav"), "audio", model)[0].amax(0) > 0
+    first, last = int(loud.nonzero()[0]), int(loud.nonzero()[-1])
+    assert first > 20 and abs(first - (63 - last)) <= 1
 
 
 def test_a_container_without_pictures_is_a_sound(here: Path, tmp_path: Path) -> None:
@@ -180,6 +202,22 @@ def test_a_file_that_was_there_is_kept_until_the_new_one_is_whole(
     assert main([*argv, "--overwrite"]) == 0 and pixels(Path("taken.png")).shape == (32, 32, 3)
 
 
+def test_evaluate_turns_one_file_into_another(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file, kind in zip(SOURCES, ("image", "audio", "video", "text"), strict=True):
+        for target, ending in ENDING.items():
+            mode = ["evaluate", str(here / "model"), "--mode", "file", "--input-file", str(here / file), "--target", target]
+            assert main([*mode, "--source", kind, "--output", f"{target}{ending}", "--overwrite", "--device", "cpu"]) == 0
+            again = made(tmp_path, str(here / file), "--to", target, model=str(here / "model"))
+            if target != "video":  # whose container holds the time of writing
+                assert Path(f"{target}{ending}").read_bytes() == again.read_bytes()
+    capsys.readouterr()
+    assert main([*mode, "--output", "text.txt"]) == 2 and "text.txt is there already" in capsys.readouterr().err
+    assert main([*mode, "--source", "image"]) == 2 and f"--source image: {here / 'words.txt'} is text" in capsys.readouterr().err
+
+
 def test_info_describes_an_any_to_any_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "mine:model"]) == 0
     facts, card = capsys.readouterr().out.split("\n\n")
@@ -202,6 +240,7 @@ BAD = [
     ("broken.png --to text", "broken.png"),
     ("broken.mp4 --to text", "broken.mp4 is no video that can be read"),
     ("nothing.wav --to text", "nothing.wav"),
+    ("frameless.mp4 --to text", "frameless.mp4"),
     ("empty.txt --to text", "empty.txt is empty: give a text"),
     ("latin.txt --to text", "latin.txt is not UTF-8 (invalid start byte at byte 2): convert it"),
     ("picture.jpg picture.jpg --to text", "the sources are image, image: give at most one of each modality"),

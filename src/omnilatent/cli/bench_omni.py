@@ -21,17 +21,17 @@ from .parse import parse
 
 @dataclass(frozen=True)
 class BenchOmni:
-    """Parameter budget, time of the parts, effective ranks, layers, scaling, alignment, losses and hooks of an any-to-any
+    """Parameter budget, time of the parts, effective ranks, layers, scaling, sizes, alignment, losses and hooks of an any-to-any
     model."""
 
     name: Annotated[str, tyro.conf.Positional, arg(metavar="NAME")]
     """a run of an omni recipe; or such a recipe, whose model gets random weights"""
     data: str = "digits"
     """held-out examples: 'digits', 'synthetic' (of the model's own sizes), a folder"""
-    batch_size: int = 4
+    batch_size: int = 16
     """examples"""
-    calls: int = 10
-    """timed calls, of which the median counts"""
+    calls: int = 5
+    """timed calls, of which the fastest counts"""
     hidden_dim: int | None = None
     """of a recipe: another width"""
     num_layers: int | None = None
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     import torch
 
     from ..devices import choose_device
-    from ..omni.diagnostics import diagnose
+    from ..omni.diagnostics import ABOUT, diagnose
     from ..omni.examples import collate, open_examples
     from ..omni.model import OmniLatentModel
     from ..omni.saving import load
@@ -83,8 +83,11 @@ def main(argv: list[str]) -> None:
     data = {name: t.to(device) for name, t in batch.items() if name in model.modalities}
     record: dict[str, Any] = {"name": options.name, "data": held_out.name, "batch_size": options.batch_size,
                               "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "torch": torch.__version__}
+    size = f"{model.config.num_layers} layers of {model.config.hidden_dim}"
+    print(f"{options.name}, {size}{'' if is_any_to_any(options.name) else ', random weights'}; {options.batch_size} examples of "
+          f"{held_out.name}; {record['device']}, torch {torch.__version__}")
     for title, figures in diagnose(model, data, options.calls).items():
         record[title] = figures
-        print(f"\n{title}\n{table(figures)}")
+        print(f"\n{title}: {ABOUT[title]}\n{table(figures)}")
     if options.json is not None:
         print(f"\n{replace_file(options.json, json.dumps(record, indent=1, ensure_ascii=False) + chr(10))}")

@@ -22,7 +22,8 @@ from .parse import parse
 
 @dataclass(frozen=True)
 class Evaluate(Measuring):
-    """Measure one codec on images under the protocol; write report.html and report.json."""
+    """Measure one codec on images under the protocol; write report.html and report.json. An any-to-any model has options of its
+    own: omnilatent evaluate RUN --help."""
 
     name: Annotated[str, tyro.conf.Positional, arg(metavar="NAME")] = field(kw_only=True)
     """a path, a bundled model or a hub id, as NAME or LABEL:NAME"""

@@ -11,9 +11,11 @@ import tyro
 from tyro.conf import arg
 
 from ..errors import UserError
+from .folders import check_writable
 from .parse import parse
 
 Mode = Literal["reconstruct", "translate", "latent", "file", "all"]
+Modality = Literal["text", "audio", "image", "video"]
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,21 @@ class EvaluateOmni:
     """a run of an omni recipe"""
     mode: Mode = "all"
     """reconstruct: each modality to itself; translate: eight pairs; latent: whether an example's modalities lie together; all of
-    these; file: as 'omnilatent translate'"""
+    these; file: one file, as 'omnilatent translate'"""
     data: str = "digits"
     """held-out examples: 'digits', a folder with MNIST's files or with mnist/ and fsdd/, or pictures with captions"""
     count: int = 128
     """examples"""
-    json: Annotated[Path | None, arg(aliases=["--output"], metavar="FILE")] = None
-    """write the figures to this file too"""
-    input_file: Path | None = None
+    json: Annotated[Path | None, arg(aliases=["--output", "--out"], metavar="FILE")] = None
+    """write the figures to this file too; of --mode file: what is made, by default named after the input, and text only printed"""
+    input_file: Annotated[Path | None, arg(metavar="FILE")] = None
     """of --mode file: what to translate"""
-    source: str | None = None
+    source: Modality | None = None
     """of --mode file: its modality, which must be the file's own"""
-    target: str | None = None
-    """of --mode file: text, audio, image or video"""
+    target: Modality | None = None
+    """of --mode file: what to make"""
+    overwrite: bool = False
+    """of --mode file: replace a file that is there"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where to compute"""
 
@@ -53,8 +57,13 @@ def main(argv: list[str]) -> None:
         found = modality_of(options.input_file)
         if options.source not in (None, found):
             raise UserError(f"--source {options.source}: {options.input_file} is {found}.")
-        translate([options.name, str(options.input_file), "--to", options.target])
+        written = [] if options.json is None else ["--out", str(options.json)]
+        translate([options.name, str(options.input_file), "--to", options.target, "--device", options.device, *written,
+                   *["--overwrite"] * options.overwrite])
         return
+    alone = [name for name in ("input_file", "source", "target", "overwrite") if getattr(options, name)]
+    if alone:
+        raise UserError(f"--{alone[0].replace('_', '-')} is for --mode file: leave it out with --mode {options.mode}.")
     if options.count < 2:
         raise UserError(f"--count {options.count}: take at least 2 examples, so that there is another one to compare with.")
     from ..devices import choose_device
@@ -64,6 +73,8 @@ def main(argv: list[str]) -> None:
     from ..report.record import replace_file
 
     model = load(options.name, choose_device(options.device))
+    if options.json is not None:
+        check_writable(options.json.parent, "--json")
     held_out = open_examples(options.data, None, 0, model.config)[1]
     count = min(options.count, len(held_out))
     batch = collate([held_out.sample(i) for i in range(count)], model.tokenizer)
@@ -79,12 +90,21 @@ def main(argv: list[str]) -> None:
 
 
 def table(figures: dict[str, dict[str, float]]) -> str:
-    """Rows of equal columns together, as text."""
+    """Rows of equal columns together, as text; shares in per cent."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for row, values in figures.items():
         groups.setdefault(tuple(values), []).append(row)
-    lines = []
+    first, blocks = max(map(len, figures), default=0), []
     for columns, rows in groups.items():
-        lines.append("".join(f"{head:>20}" for head in ("", *columns)))
-        lines += [f"{row:>20}" + "".join(f"{figures[row][column]:>20.4g}" for column in columns) for row in rows]
-    return "\n".join(lines)
+        cells = [[column.replace("_", " ") for column in columns]]
+        cells += [[_figure(column, figures[row][column]) for column in columns] for row in rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        blocks.append("\n".join(f"  {name:<{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+                                for name, line in zip(("", *rows), cells, strict=True)))
+    return "\n\n".join(blocks)
+
+
+def _figure(column: str, value: float) -> str:
+    if column == "share":
+        return f"{value:.1%}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -51,7 +51,7 @@ class Translate:
     """height and width that pictures and videos are brought to first; by default the model's usual ones where they are
     larger"""
     as_is: bool = False
-    """take pictures and videos at their own size, and all frames"""
+    """take pictures and videos at their own size, all frames, and sounds at their own length"""
     steps: int | None = None
     """of the flow, for all but text; 0: what is likeliest on average instead of a drawn example"""
     seed: int = 0
@@ -146,7 +146,7 @@ def sources(options: Translate, kinds: list[str], model: OmniLatentModel) -> dic
     fit = Fit(options.input_size, options.as_is)
     found = {kind: read_source(file, kind, model, fit, say) for kind, file in zip(kinds, options.files, strict=True)}
     if options.sound:
-        found["audio"] = read_source(options.files[kinds.index("video")], "audio", model)
+        found["audio"] = read_source(options.files[kinds.index("video")], "audio", model, fit, say)
     if options.text is not None:
         if "text" not in model.modalities:
             raise UserError(f"--text is text, and this model takes {', '.join(model.modalities)}.")

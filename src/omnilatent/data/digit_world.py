@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import UserError
 from .digits import Digits, embedded_digits, holds_idx, open_idx
 from .keyed import EpochOrder, below, draws, unit
-from .mel import MelSpec, read_sound
+from .mel import MelSpec, centred, read_sound
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MEL = MelSpec(rate=8_000, n_fft=512, hop=128, bands=64, low=50.0, high=4_000.0)
@@ -134,17 +134,17 @@ def moving(pixels: Tensor, draw: list[int]) -> Tensor:
 
 def heard(wave: Tensor, draw: list[int] | None) -> Tensor:
     """A recording within one second as a mel spectrogram; with draws at another place, speed and loudness, with noise."""
-    if draw is not None:
-        longer = round(len(wave) * (0.85 + 0.3 * unit(draw[1])))
-        wave = torch.nn.functional.interpolate(wave[None, None], longer, mode="linear", align_corners=True)[0, 0]
-        wave = wave * 10 ** (unit(draw[2]) - 0.7)
+    if draw is None:
+        return MEL.to_mel(centred(wave, SAMPLES).clamp(-1, 1))
+    longer = round(len(wave) * (0.85 + 0.3 * unit(draw[1])))
+    wave = torch.nn.functional.interpolate(wave[None, None], longer, mode="linear", align_corners=True)[0, 0]
+    wave = wave * 10 ** (unit(draw[2]) - 0.7)
     wave = wave[max(0, len(wave) - SAMPLES) // 2 :][:SAMPLES]
     room = SAMPLES - len(wave)
-    before = room // 2 if draw is None else below(draw[3], room + 1)
+    before = below(draw[3], room + 1)
     wave = torch.nn.functional.pad(wave, (before, room - before))
-    if draw is not None:
-        noise = torch.randn(SAMPLES, generator=torch.Generator().manual_seed(draw[0] >> 1))
-        wave = wave + noise * 10 ** (-4.5 + 2 * unit(draw[4]))
+    noise = torch.randn(SAMPLES, generator=torch.Generator().manual_seed(draw[0] >> 1))
+    wave = wave + noise * 10 ** (-4.5 + 2 * unit(draw[4]))
     return MEL.to_mel(wave.clamp(-1, 1))
 
 

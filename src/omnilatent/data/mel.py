@@ -1,6 +1,7 @@
 """Sound as mel spectrograms, by one record that is saved with every model, and back.
 
 - `MelSpec`: rate, window, bands, and the logarithm's range; `to_mel` and `to_wave`.
+- `centred`: a sound brought to a length.
 - `read_sound`: whatever PyAV reads, the track of a video too. `write_sound`: 16-bit WAV.
 
 A mel spectrogram is `(bands, frames)` in [0, 1]: 0 is `floor_db` below full scale or less, 1 is full scale.
@@ -114,6 +115,13 @@ def _filters(spec: MelSpec) -> Tensor:
     rising = (bins - lower[:, None]) / (edges[1:-1] - lower)[:, None]
     falling = (upper[:, None] - bins) / (upper - edges[1:-1])[:, None]
     return torch.from_numpy(np.maximum(0, np.minimum(rising, falling))).float()
+
+
+def centred(wave: Tensor, samples: int) -> Tensor:
+    """The middle of a wave `(n,)` that is longer, or a shorter one in the middle of silence: `(samples,)`."""
+    wave = wave[max(0, len(wave) - samples) // 2 :][:samples]
+    room = samples - len(wave)
+    return torch.nn.functional.pad(wave, (room // 2, room - room // 2))
 
 
 def read_sound(file: str | Path | IO[bytes], rate: int, name: str | None = None) -> Tensor:

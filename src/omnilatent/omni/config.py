@@ -66,6 +66,13 @@ class OmniModelConfig:
     """How far the flow goes from what it would make of nothing to what the source says, and beyond above 1, at twice the time."""
 
     def __post_init__(self) -> None:
+        for name in ("hidden_dim", "num_layers", "num_heads", "max_tokens", "text_tokens", "mel_bands", "mel_patch", "mel_frames",
+                     "image_size", "image_patch", "video_frames", "video_size", "video_patch"):
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,)) < 1:
+                raise ValueError(f"{name} is at least 1; got {value}")
+        if self.flow_steps < 0:
+            raise ValueError(f"flow_steps is at least 0; got {self.flow_steps}")
         if self.hidden_dim % self.num_heads or self.hidden_dim // self.num_heads % 2:
             raise ValueError(f"hidden_dim {self.hidden_dim} does not split into {self.num_heads} heads of an even number of "
                              "channels")

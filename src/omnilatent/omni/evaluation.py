@@ -79,7 +79,7 @@ def translation(model: OmniLatentModel, data: Mapping[str, Tensor]) -> Figures:
 @torch.no_grad()
 def latents(model: OmniLatentModel, data: Mapping[str, Tensor]) -> Figures:
     """Of each pair of modalities: `cosine` of the pooled latents of one example, `cosine_of_others` of different ones (the null),
-    `recall` the share of examples whose partner is the nearest of all, both ways, with its `chance`. Of each modality: mean and
+    `recall_at_1` the share of examples whose partner is the nearest of all, both ways, with its `chance`. Of each modality: mean and
     standard deviation of the latents' norms."""
     names = present(model, data)
     pooled = {name: torch.cat([model.read({name: batch}).latent.float() for batch in data[name].split(BATCH)]) for name in names}
@@ -91,5 +91,5 @@ def latents(model: OmniLatentModel, data: Mapping[str, Tensor]) -> Figures:
         recall = [(s.argmax(1) == wanted).float().mean().item() for s in (similar, similar.T)]
         others = (similar.sum() - similar.diagonal().sum()) / max(1, count * (count - 1))
         found[f"{a}↔{b}"] = {"cosine": similar.diagonal().mean().item(), "cosine_of_others": others.item(),
-                             "recall": sum(recall) / 2, "chance": 1 / count}
+                             "recall_at_1": sum(recall) / 2, "chance": 1 / count}
     return found

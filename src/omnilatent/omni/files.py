@@ -1,6 +1,6 @@
 """Real files in, real files out: what `translate` reads for a model and writes of it.
 
-- `Fit`: whether and to what size pictures and videos are brought.
+- `Fit`: whether and to what size pictures, videos and sounds are brought.
 - `read_source`: a picture, a sound, a video or a text file as a modality's batch of one; `text_source`: a string.
 - `write_target`: what a model made, as PNG, WAV, MP4 or UTF-8.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..data.images import read_image
 from ..data.media import replaced, write_picture, write_video
-from ..data.mel import MelSpec, read_sound, write_sound
+from ..data.mel import MelSpec, centred, read_sound, write_sound
 from ..data.video import VideoFrames
 from ..errors import UserError
 from .model import OmniLatentModel
@@ -29,11 +29,12 @@ from .tokenizer import pad
 
 @dataclass(frozen=True)
 class Fit:
-    """How pictures and videos are brought to a size: the short side first, with antialiasing, then the centre is cut out.
+    """How sources are brought to a size. Pictures and videos: the short side first, with antialiasing, then the centre is cut
+    out. Sounds: the middle of a longer one, a shorter one in the middle of silence, as the digits world has them.
 
     Attributes:
         size: height and width that all get; None: those with more pixels than the model's usual get the usual.
-        as_is: all keep their own, and videos all their frames.
+        as_is: all keep their own, videos all their frames, and sounds their length.
     """
 
     size: tuple[int, int] | None = None
@@ -51,7 +52,7 @@ def read_source(
 ) -> Tensor:
     """A file as a batch of one: `(1, 3, h, w)`, `(1, 3, t, h, w)`, `(1, bands, frames)` or ids `(1, n)`.
 
-    A video with more frames than the model's usual is read at that many, evenly spread.
+    A video with more frames than the model's usual is read at that many, evenly spread; a sound is brought to the usual length.
 
     Args:
         say: is told of every file that is not taken as it is.
@@ -69,7 +70,14 @@ def read_source(
         return text_source(text.rstrip("\r\n"), model, str(file))
     if modality == "audio":
         spec = mel_of(model)
-        return spec.to_mel(read_sound(file, spec.rate))[None]
+        wave = read_sound(file, spec.rate)
+        if not fit.as_is and spec.frames(len(wave)) != model.config.mel_frames:
+            wanted = (model.config.mel_frames - 1) * spec.hop
+            own, usual = f"{len(wave) / spec.rate:.2f} s", f"{wanted / spec.rate:.2f} s"
+            say(f"{file}: the middle {usual} of {own} are taken; --as-is takes all" if len(wave) > wanted else
+                f"{file}: its {own} are put in the middle of {usual} of silence; --as-is leaves them alone")
+            wave = centred(wave, wanted)
+        return spec.to_mel(wave)[None]
     part = model.part(modality)
     assert isinstance(part, PatchModality)
     if modality == "image":
@@ -113,7 +121,8 @@ def mel_of(model: OmniLatentModel) -> MelSpec:
         UserError: it was trained without sound of known form.
     """
     if model.mel is None:
-        raise UserError("this model does not say what its mel spectrograms are, so it neither hears nor makes sound files.")
+        raise UserError("this model does not say what its mel spectrograms are, so it neither hears nor makes sound files: train by a "
+                        "recipe, or give Trainer its mel.")
     return model.mel
 
 

@@ -29,7 +29,7 @@ from .decoding import greedy_logits, write
 from .flow import TimeFeatures, flow
 from .hooks import LatentNeuralHook
 from .latents import name_of, open_codecs
-from .patches import PatchModality, Size
+from .patches import AXES, PatchModality, Size
 from .source import Prefix, Source
 from .text import TextModality
 from .tokens import PositionFeatures, Tokens, sequence
@@ -86,7 +86,7 @@ class OmniLatentModel(nn.Module):
         if not inputs:
             raise ValueError(f"there is no input; give one of {', '.join(self.modalities)} at least")
         for name, data in inputs.items():
-            self.part(name).check(data)
+            self._check(name, data)
         batch = {name: len(data) for name, data in inputs.items()}
         if len(set(batch.values())) > 1:
             raise ValueError(f"all inputs are of the same examples; got batches of {batch}")
@@ -137,6 +137,12 @@ class OmniLatentModel(nn.Module):
         if not self._hooks_on:
             return []
         return [(hook, hook.begin(batch, vectors.get(name))) for name, hook in self.hooks.items()]
+
+    def _check(self, name: str, data: Tensor) -> None:
+        part = self.part(name)
+        if not isinstance(data, Tensor):
+            raise ValueError(f"{name} is given as a tensor; got {type(data).__name__}")
+        part.check(data)
 
     def _check_budget(self, tokens: int) -> None:
         if tokens > self.config.max_tokens:
@@ -204,11 +210,17 @@ class OmniLatentModel(nn.Module):
             steps: of the flow; by default the configuration's `flow_steps`; 0: the regression.
             guidance: of the flow (Ho & Salimans 2022, arXiv 2207.12598); by default the configuration's; 1: none.
         """
+        axes = 1 if target == "text" else len(self.patch_part(target).usual)
+        if size is not None and (len(size) != axes or min(size) < 1):
+            what = "its tokens" if target == "text" else AXES[axes]
+            raise ValueError(f"the size of {target} is {what}, none below 1; got {tuple(size)}")
         if target == "text":
             return greedy_logits(self, source, size[0] if size else max(1, source.tokens - 1))
         part = self.patch_part(target)
         size = tuple(size or part.usual)
         steps = self.config.flow_steps if steps is None else steps
+        if steps < 0:
+            raise ValueError(f"the flow takes steps, or 0 for the regression; got {steps}")
         if steps == 0:
             return part.join(self.patches(source, target, size), size)
         shape = (source.batch, part.count(size), part.patches.numbers)
@@ -238,7 +250,7 @@ class OmniLatentModel(nn.Module):
             `latent`: `(b, dim)`, the source's.
         """
         if size is None and source == target and target != "text":
-            self.part(source).check(data)
+            self._check(source, data)
             size = self.patch_part(source).size_of(data)
         sizes = {} if size is None else {target: size}
         return self.forward_multimodal({source: data}, [target], sizes=sizes, vectors=vectors, generator=generator)[target]
@@ -250,6 +262,10 @@ class OmniLatentModel(nn.Module):
         """Several modalities of the same examples, fused into one prefix, to several targets: target → as `forward`."""
         for target in target_modalities:
             self.part(target)
+        more = [name for name in sizes or {} if name not in target_modalities]
+        if more or not target_modalities:
+            raise ValueError(f"the targets are some of {', '.join(self.modalities)}, and sizes are the targets'; got "
+                             f"{', '.join(target_modalities) or 'no target'}{', and a size of ' + more[0] if more else ''}")
         source = self.read(inputs, vectors)
         return {target: {"output": self.answer(source, target, (sizes or {}).get(target), generator), "latent": source.latent}
                 for target in target_modalities}
@@ -284,8 +300,10 @@ class OmniLatentModel(nn.Module):
         """Take a hook into the model; its parameters are the model's from now on.
 
         Raises:
-            ValueError: a hook of another width, of layers that the model has not, or of a name that is taken.
+            ValueError: no hook, a hook of another width, of layers that the model has not, or of a name that is taken.
         """
+        if not isinstance(hook, LatentNeuralHook):
+            raise ValueError(f"register_hook takes a LatentNeuralHook; got {type(hook).__name__}")
         if hook.config.dim != self.config.hidden_dim:
             raise ValueError(f"the hook {hook.name} has dim {hook.config.dim}; the model's hidden_dim is {self.config.hidden_dim}")
         if max(hook.target_layers) >= self.config.num_layers:

@@ -25,14 +25,16 @@ from .tokenizer import Tokenizer, open_tokenizer
 KIND = "omni"
 
 
-def save(folder: Path, model: OmniLatentModel, tokenizer: Tokenizer, mel: MelSpec | None, card: str, **more: Any) -> None:
-    """Write a model into an existing folder. Hooks are saved by themselves (`LatentNeuralHook.save`), codecs by name."""
+def save(folder: Path, model: OmniLatentModel, tokenizer: Tokenizer | None, mel: MelSpec | None, card: str, **more: Any) -> None:
+    """Write a model into an existing folder, which is opened when it has a tokenizer. Hooks are saved by themselves
+    (`LatentNeuralHook.save`), codecs by name."""
     fields = {name: value for name, value in asdict(model.config).items() if name in OmniModelConfig.__dataclass_fields__}
     tensors = {name: t for name, t in model.state_dict().items() if not name.startswith("hooks.")}
     codecs = {name: part.codec.provenance.weights_hash for name, part in model.modalities.items()
               if isinstance(part, LatentModality)}
     hub.write_model(folder, KIND, fields, None, tensors, card, mel=None if mel is None else asdict(mel), codecs=codecs, **more)
-    tokenizer.save(folder)
+    if tokenizer is not None:
+        tokenizer.save(folder)
 
 
 def load(name: str | Path, device: str | torch.device = "cpu", codecs: Mapping[str, Codec] | None = None) -> OmniLatentModel:

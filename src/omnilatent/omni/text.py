@@ -34,6 +34,8 @@ class TextModality(nn.Module):
             if low < 0 or high >= self.vocabulary:
                 raise ValueError(f"text has the ids 0 to {self.vocabulary - 1}; got {low if low < 0 else high}: take the "
                                  "tokenizer that the model was trained with")
+            if bool(((data[:, :-1] == PAD) & (data[:, 1:] != PAD)).any()):
+                raise ValueError("text is padded with 0 at the right; got a token after a 0")
 
     def encode(self, data: Tensor) -> Tokens:
         """Ids as a source."""

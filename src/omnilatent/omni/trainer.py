@@ -10,6 +10,7 @@ A data set gives dictionaries of any of the model's modalities: `text` int64 ids
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..data.mel import MelSpec
 from ..errors import UserError
 from ..training.config import OptimizerConfig, RunConfig
 from ..training.loop import launch_fabric, train
@@ -36,10 +38,27 @@ if TYPE_CHECKING:
 
 
 def collate_multimodal(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Examples → modality → batch; texts, `(n,)` int64, are padded with 0 to the longest."""
-    longest = max((len(e["text"]) for e in examples if "text" in e), default=0)
-    return {name: torch.stack([torch.nn.functional.pad(e[name], (0, longest - len(e[name])), value=PAD) if name == "text"
-                               else e[name] for e in examples]) for name in examples[0]}
+    """Examples → modality → batch; texts, `(n,)` int64, are padded with 0 to the longest.
+
+    Raises:
+        UserError: the examples have not all the same modalities, or shapes.
+    """
+    batch: dict[str, Tensor] = {}
+    for example in examples:
+        if set(example) != set(examples[0]):
+            raise UserError(f"the examples of a batch have the same modalities; got {', '.join(examples[0]) or 'none'} and "
+                            f"{', '.join(example) or 'none'}.")
+    for name in examples[0]:
+        parts = [example[name] for example in examples]
+        if name == "text":
+            longest = max(map(len, parts))
+            parts = [torch.nn.functional.pad(ids, (0, longest - len(ids)), value=PAD) for ids in parts]
+        shapes = list(dict.fromkeys(tuple(part.shape) for part in parts))
+        if len(shapes) > 1:
+            raise UserError(f"{name} of a batch has one shape; got {shapes[0]} and {shapes[1]}: crop or pad the examples, or give "
+                            "batches of one size.")
+        batch[name] = torch.stack(parts)
+    return batch
 
 
 class Trainer:
@@ -50,23 +69,32 @@ class Trainer:
             and gradient_checkpointing are taken.
         dataloader: gives batches by modality; it is begun again when it ends.
         out: the run's folder, by default runs/omni-TIME.
-        tokenizer: saved with the model; by default bytes, if the model's vocabulary holds them.
+        tokenizer: what made the ids, saved with the model; by default bytes, as long as all ids are bytes'. Ids that are not
+            are learned too, with a warning: what is saved then lacks its tokenizer and is opened when that lies beside it.
+        mel: what the spectrograms are, saved with the model, which hears and makes sound files by it; without it, it does not.
         run: more settings of the run.
         pairs: which pairs are drawn; by default every one among a batch's modalities as likely as any other.
+
+    Raises:
+        ValueError: a tokenizer or a MelSpec that is none of the model's.
     """
 
     def __init__(
         self, model: OmniLatentModel, config: OmniLatentConfig, dataloader: Iterable[Mapping[str, Tensor]], *,
-        out: str | Path | None = None, tokenizer: Tokenizer | None = None, run: RunConfig = RunConfig(),
-        pairs: PairConfig = PairConfig(jobs=1, fused_share=0.0),
+        out: str | Path | None = None, tokenizer: Tokenizer | None = None, mel: MelSpec | None = None,
+        run: RunConfig = RunConfig(), pairs: PairConfig = PairConfig(jobs=1, fused_share=0.0),
     ) -> None:
+        if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; the model's vocab_size is {model.config.vocab_size}")
+        if mel is not None and mel.bands != model.config.mel_bands:
+            raise ValueError(f"the MelSpec has {mel.bands} bands; the model's mel_bands is {model.config.mel_bands}")
         run = replace(run, steps=config.max_steps, batch_size=config.batch_size, amp=config.mixed_precision)
         optimizer = OptimizerConfig(lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay,
                                     warmup=max(1, min(2_000, config.max_steps // 20)))
         self.config = OmniTraining(model=model.config, pairs=pairs, optimizer=optimizer, run=run)
         model.backbone.checkpointing = config.gradient_checkpointing
         self.out = Path(out) if out is not None else Path("runs") / f"omni-{time.strftime('%Y%m%d-%H%M%S')}"
-        self.task = LoaderTask(self.config, model, dataloader, tokenizer or ByteTokenizer())
+        self.task = LoaderTask(self.config, model, dataloader, tokenizer, mel)
 
     def train(self, resume: str | Path | None = None) -> dict[str, float]:
         """Train to `max_steps`; the run's folder then holds `final/`. Returns the last figures."""
@@ -81,8 +109,10 @@ class LoaderTask(OmniTask):
     negated, since nothing is held out."""
 
     def __init__(self, config: OmniTraining, model: OmniLatentModel, dataloader: Iterable[Mapping[str, Tensor]],
-                 tokenizer: Tokenizer) -> None:
-        self.config, self.given, self.dataloader, self.tokenizer = config, model, dataloader, tokenizer
+                 tokenizer: Tokenizer | None, mel: MelSpec | None) -> None:
+        self.config, self.given, self.dataloader, self.mel = config, model, dataloader, mel
+        self.tokenizer, self.bytes_assumed = tokenizer or ByteTokenizer(), tokenizer is None
+        self.bytes_seen = True
         self.running: Tensor | None = None
 
     def __str__(self) -> str:
@@ -108,12 +138,29 @@ class LoaderTask(OmniTask):
             if unknown or not data:
                 raise UserError(f"a batch holds modalities of the model, {', '.join(self.config.model.modalities)}; got "
                                 f"{', '.join(data) or 'nothing'}.")
+            counts = {name: len(t) for name, t in data.items()}
+            count = next(iter(counts.values()))
+            if set(counts.values()) != {count} or not count:
+                raise UserError(f"a batch has as many examples of every modality, one at least; got {counts}.")
+            if "text" in data:
+                self._check_text(data["text"])
             known = tuple(name for name in self.config.model.modalities if name in data)
-            count = len(next(iter(data.values())))
             jobs = Plan(self.config.pairs, known, self.config.run.seed, self.config.run.steps).jobs(step, count)
-            parts = [(job, {name: data[name][i * count // len(jobs) : (i + 1) * count // len(jobs)] for name in job.names})
-                     for i, job in enumerate(jobs)]
-            yield OmniBatch(parts)
+            share = count // len(jobs)
+            yield OmniBatch([(job, {name: data[name][number * share : (number + 1) * share] for name in job.names})
+                             for number, job in enumerate(jobs)])
+
+    def _check_text(self, ids: Tensor) -> None:
+        """Raise, or warn once, where an id is none of the tokenizer's."""
+        most = int(ids.max()) if ids.numel() else 0
+        if most < self.tokenizer.vocab_size or not self.bytes_seen:
+            return
+        if not self.bytes_assumed:
+            raise UserError(f"a text has the id {most}, and the tokenizer has the ids 0 to {self.tokenizer.vocab_size - 1}: give the "
+                            "one that made the ids.")
+        self.bytes_seen = False
+        warnings.warn(f"a text has the id {most}, which is no byte's, and Trainer was given no tokenizer: what it saves lacks one",
+                      stacklevel=2)
 
     def step(self, batch: OmniBatch, position: int) -> dict[str, Any]:
         logged = super().step(batch, position)
@@ -127,5 +174,6 @@ class LoaderTask(OmniTask):
     def export(self, folder: Path, figures: dict[str, float], step: int) -> None:
         config = self.config
         training = {"recipe": config.recipe, "step": step}
-        save(folder, self.ema.average.model, self.tokenizer, None,
+        tokenizer = self.tokenizer if self.bytes_seen else None
+        save(folder, self.ema.average.model, tokenizer, self.mel,
              card(config, "a data loader", "the training data itself", figures, step, self.command), training=training)
