@@ -70,7 +70,7 @@ def digits(runs: dict[str, Any] | None) -> str:
     """Of every run: source × target, by regression and by flow, then several sources at once."""
     if not runs:
         return TRIED.format("python benchmarks/omni_digits.py --data ../shared/data", "omni_digits.json")
-    return "`python benchmarks/omni_digits.py`\n\n" + "\n".join(_run(label, run) for label, run in runs.items())
+    return "`python benchmarks/omni_digits.py --data ../shared/data`\n\n" + "\n".join(_run(label, run) for label, run in runs.items())
 
 
 def _run(label: str, run: dict[str, Any]) -> str:
