@@ -12,6 +12,7 @@ a mask take the place of one with a dense mask of all tokens; only padding needs
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +35,20 @@ class Norm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+def queries_and_keys(qkv: Tensor, temperature: Tensor, near_q: Tensor, near_k: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+    """`(b, n, 3, h, d)` → queries and keys `(b, n, 2, h, d)` as `Layer` says."""
+    both = nn.functional.rms_norm(qkv[:, :, :2], qkv.shape[-1:], eps=1e-6)
+    scale = torch.stack((temperature, torch.ones_like(temperature)))[..., None]
+    both = torch.addcmul(torch.stack((near_q, near_k)).squeeze(2).to(both.dtype), both, scale.to(both.dtype))
+    return (both if turn is None else rotate(both, turn)).to(qkv.dtype)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu of the first half of the channels times the second."""
+    gate, up = gate_up.chunk(2, -1)
+    return silu(gate) * up
 
 
 class Keys(NamedTuple):
@@ -86,24 +101,22 @@ class Layer(nn.Module):
         near = torch.linspace(0, NEAR, config.heads)[:, None, None].repeat(1, 1, dim // config.heads)
         self.near_q, self.near_k = nn.Parameter(near), nn.Parameter(near.clone())
         self.gate_up, self.down = nn.Linear(dim, 2 * config.inner, bias=False), nn.Linear(config.inner, dim, bias=False)
+        self.use(queries_and_keys, swiglu)
 
     def project(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens `(b, n, dim)` → queries, keys, values `(b, heads, n, d)`, the first two normalised and turned."""
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))  # b n 3 h d
-        both = nn.functional.rms_norm(qkv[:, :, :2], qkv.shape[-1:], eps=1e-6)
-        scale = torch.stack((self.temperature, torch.ones_like(self.temperature)))[..., None]
-        near = torch.stack((self.near_q, self.near_k)).squeeze(2)
-        both = torch.addcmul(near.to(both.dtype), both, scale.to(both.dtype))
-        if turn is not None:
-            both = rotate(both, turn)
-        q, k = both.to(qkv.dtype).permute(2, 0, 3, 1, 4)
+        q, k = self._queries_and_keys(qkv, self.temperature, self.near_q, self.near_k, turn).permute(2, 0, 3, 1, 4)
         return q, k, qkv[:, :, 2].transpose(1, 2)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Tokens and what their heads attended to, `(b, heads, n, d)` → the layer's output."""
         x = x + self.out(attended.transpose(1, 2).flatten(2))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
-        return x + self.down(silu(gate) * up)
+        return x + self.down(self._swiglu(self.gate_up(self.mlp_norm(x))))
+
+    def use(self, queries_and_keys: Callable[..., Tensor], swiglu: Callable[[Tensor], Tensor]) -> None:
+        """Other functions for the steps between matrix products, such as compiled ones."""
+        self._queries_and_keys, self._swiglu = queries_and_keys, swiglu
 
 
 def attend(q: Tensor, keys: Keys, causal: bool = False) -> Tensor:

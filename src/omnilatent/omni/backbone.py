@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..nn.rotary import Rotary
-from ..nn.transformer import Keys, Layer, LayerConfig, Norm, attend
+from ..nn.transformer import Keys, Layer, LayerConfig, Norm, attend, queries_and_keys, swiglu
 from .hooks import HookKeys, LatentNeuralHook, Voice
 from .tokens import Tokens
 
@@ -74,7 +74,6 @@ class Backbone(nn.Module):
         self.norm = Norm(config.dim)
         self.rotary = Rotary(config.dim // config.heads)
         self.checkpointing, self.compiled = checkpointing, False
-        self._read_layer, self._both_layer, self._extend_layer = _read_layer, _both_layer, _extend_layer
         for name, weight in self.named_parameters():  # residual branches begin small, the deeper the network the smaller
             if weight.ndim == 2:
                 scale = (2 * count) ** -0.5 if name.endswith(("out.weight", "down.weight")) else 1.0
@@ -84,10 +83,10 @@ class Backbone(nn.Module):
                 layer.qkv.weight[config.dim : 2 * config.dim] = layer.qkv.weight[: config.dim]
 
     def compile_layers(self) -> None:
-        """Compile what every layer does, once for all of them; a hook that is registered later is seen."""
-        # sources alone or together, targets, with gradients and without are more cases than torch's 8
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        self._read_layer, self._extend_layer = (torch.compile(f) for f in (_read_layer, _extend_layer))
+        """Compile what every layer does between its matrix products and attention, which are libraries' own kernels."""
+        compiled = [torch.compile(function) for function in (queries_and_keys, swiglu)]
+        for layer in self.layers:
+            layer.use(*compiled)
         self.compiled = True
 
     def read(self, tokens: Tokens, hooks: Hooks = (), keep: bool = False) -> Read:
@@ -101,7 +100,7 @@ class Backbone(nn.Module):
         states = {hook.name: state for hook, state in hooks}
         for index, layer in enumerate(self.layers):
             there, own, gates = _there(hooks, states, index)
-            x, keys, changed = self._call(self._read_layer, layer, x, turn, tokens.valid, own, gates)
+            x, keys, changed = self._call(_read_layer, layer, x, turn, tokens.valid, own, gates)
             states |= {hook.name: hook.evolve(state) for hook, state in zip(there, changed, strict=True)}
             memory.append(keys)
             if keep:
@@ -116,7 +115,7 @@ class Backbone(nn.Module):
         states = {hook.name: state for hook, state in hooks}
         for index, layer in enumerate(self.layers):
             there, own, gates = _there(hooks, states, index)
-            x, changed = self._call(self._both_layer, layer, x, n, turn, tokens.valid, own, gates, causal)
+            x, changed = self._call(_both_layer, layer, x, n, turn, tokens.valid, own, gates, causal)
             states |= {hook.name: hook.evolve(state) for hook, state in zip(there, changed, strict=True)}
         return _voiced(self.norm(x[:, n:]), _voices(hooks))
 
@@ -126,7 +125,7 @@ class Backbone(nn.Module):
         """Target tokens `(b, m, dim)` at `positions` `(m, 3)` → their last states, normalised, with hooks' voices, and the memory."""
         turn, grown = self.rotary(positions, x.dtype), []
         for layer, before in zip(self.layers, memory, strict=True):
-            x, after = self._call(self._extend_layer, layer, x, turn, before, causal)
+            x, after = self._call(_extend_layer, layer, x, turn, before, causal)
             grown.append(after)
         return _voiced(self.norm(x), memory[-1].voices), grown
 
