@@ -61,6 +61,13 @@ def test_several_sources_at_once_come_as_often_as_asked_for_and_text_never_flows
     assert sum(job.flowing for job in jobs) / sum(job.target != "text" for job in jobs) == pytest.approx(0.5, abs=0.03)
 
 
+def test_a_share_of_what_flows_has_no_source() -> None:
+    config = PairConfig(fused_share=0.5, flow_share=0.5, unconditional_share=0.2)
+    jobs = [job for step in range(2_000) for job in jobs_at(config, MODALITIES, 1, step, 2_000)]
+    assert sum(not job.sources for job in jobs if job.flowing) / sum(job.flowing for job in jobs) == pytest.approx(0.2, abs=0.03)
+    assert all(job.sources for job in jobs if not job.flowing)
+
+
 def test_a_run_can_be_stopped_and_resumed_to_the_same_weights(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(["train", "debug-omni", "--out", str(whole)]) == 0
@@ -130,7 +137,7 @@ def test_the_trainer_takes_a_model_a_configuration_and_a_loader(tmp_path: Path) 
     figures = trainer.train()
     assert -figures["fit"] < 1.6  # from 2 or more
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
-    assert not [name for name in still if "audio" not in name and "video" not in name], still  # those had no data
+    assert [name for name in still if "audio" not in name and "video" not in name] == ["nothing"], still  # had no data
     assert load(tmp_path / "run").config.hidden_dim == 32
 
 

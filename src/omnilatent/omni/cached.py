@@ -1,14 +1,14 @@
 """Text token by token over buffers as long as the text may become, which a GPU replays instead of launching every kernel.
 
-- `CachedDecoder`: the next token's logits. `decoder_for`: a decoder for a prefix that was read; on a GPU one that was recorded
+- `Writer`: what writes. `CachedDecoder`: the next token's logits. `decoder_for`: a decoder for a prefix that was read; on a GPU one that was recorded
   for an earlier prefix of the same form serves again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -16,16 +16,29 @@ from torch import Tensor, nn
 
 from ..nn.replay import Replayed
 from ..nn.transformer import Keys
-from .backbone import LayerMemory
+from .backbone import Backbone, LayerMemory
 from .hooks import HookKeys, Voice
 from .source import Source
-
-if TYPE_CHECKING:
-    from .model import OmniLatentModel
+from .text import TextModality
 
 MOST_DECODERS = 4  # that a model keeps; each holds the keys of a prefix and of a text
 
-_kept: WeakKeyDictionary[nn.Module, dict[Hashable, CachedDecoder]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[Writer, dict[Hashable, CachedDecoder]] = WeakKeyDictionary()
+
+
+class Writer(Protocol):
+    """What writes text: the model."""
+
+    backbone: Backbone
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All of them."""
+
+    def text_part(self) -> TextModality:
+        """Its embedding and logits."""
+
+    def write_on(self, memory: list[LayerMemory], x: Tensor, start: int | Tensor) -> tuple[Tensor, list[LayerMemory]]:
+        """Vectors `(b, m, dim)`, the first of them the `start`-th of the text → their last states, and the memory with them."""
 
 
 class CachedDecoder:
@@ -36,7 +49,7 @@ class CachedDecoder:
         most: tokens that can be written.
     """
 
-    def __init__(self, model: OmniLatentModel, memory: list[LayerMemory], most: int) -> None:
+    def __init__(self, model: Writer, memory: list[LayerMemory], most: int) -> None:
         k = memory[0].prefix.k
         self.slot = torch.zeros(1, dtype=torch.int64, device=k.device)
         self.valid = torch.zeros(len(k), most, dtype=torch.bool, device=k.device)
@@ -71,7 +84,7 @@ class CachedDecoder:
             return {"logits": model.text_part().logits(x)[:, 0].float()}
 
 
-def decoder_for(model: OmniLatentModel, source: Source, most: int) -> CachedDecoder:
+def decoder_for(model: Writer, source: Source, most: int) -> CachedDecoder:
     """A decoder that goes on from what was read."""
     if not source.latent.is_cuda:
         return CachedDecoder(model, source.memory, most)

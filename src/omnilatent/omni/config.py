@@ -124,7 +124,7 @@ class PairConfig:
     """Pairs a step at most, each for an equal part of the batch."""
     flow_share: float = 0.5
     """Share of the pictures, sounds and videos that are learned by flow matching; the others by regression."""
-    unconditional_share: float = 0.1
+    unconditional_share: float = 0.0
     """Share of what is learned by flow matching that is learned without a source, which guidance needs."""
     contrastive_weight: float = 0.0
     """Weight of InfoNCE between the pooled latents of source and target."""

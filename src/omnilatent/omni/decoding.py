@@ -7,23 +7,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..nn.transformer import Keys
 from .backbone import LayerMemory
-from .cached import decoder_for
+from .cached import Writer, decoder_for
 from .hooks import HookKeys
 from .source import Source
 from .text import END, PAD
 
-if TYPE_CHECKING:
-    from .model import OmniLatentModel
 
-
-def greedy_logits(model: OmniLatentModel, source: Source, positions: int) -> Tensor:
+def greedy_logits(model: Writer, source: Source, positions: int) -> Tensor:
     """Logits `(b, positions, vocabulary)`, each for the likeliest tokens before it; gradients go through the logits."""
     part = model.text_part()
     x, memory, found = part.begin.to(source.latent).expand(source.batch, 1, -1), source.memory, []
@@ -35,7 +31,7 @@ def greedy_logits(model: OmniLatentModel, source: Source, positions: int) -> Ten
 
 
 def write(
-    model: OmniLatentModel, source: Source, most: int, temperature: float = 0.0, top_p: float = 1.0, beams: int = 1,
+    model: Writer, source: Source, most: int, temperature: float = 0.0, top_p: float = 1.0, beams: int = 1,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Ids `(b, ≤ most)`, the end not among them, padded with 0."""
@@ -76,7 +72,7 @@ def _trimmed(ids: Tensor) -> Tensor:
     return ids[:, : int(used[-1]) + 1 if len(used) else 1]
 
 
-def _beam(model: OmniLatentModel, source: Source, most: int, beams: int) -> Tensor:
+def _beam(model: Writer, source: Source, most: int, beams: int) -> Tensor:
     """The likeliest texts by their mean log-probability a token, the end counted."""
     part, batch, device = model.text_part(), source.batch, source.latent.device
     memory = [_spread(layer, beams) for layer in source.memory]

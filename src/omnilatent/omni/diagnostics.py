@@ -52,7 +52,7 @@ def budget(model: OmniLatentModel) -> Figures:
     parts = {f"{name} in and out": part for name, part in model.modalities.items()}
     parts |= {"backbone": model.backbone, "positions": model.places, "time of the flow": model.time, "hooks": model.hooks}
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    counts["source tokens"] = sum(p.numel() for p in model.source_tokens.parameters())
+    counts["source tokens"] = sum(p.numel() for p in (*model.source_tokens.parameters(), model.nothing))
     total = sum(p.numel() for p in model.parameters())
     assert sum(counts.values()) == total, "a parameter belongs to no part"
     return {name: {"parameters": n, "share": n / total} for name, n in (counts | {"all": total}).items()}
