@@ -213,6 +213,7 @@ def test_only_hooks_learn_when_the_base_is_frozen() -> None:
     (lambda m, d: m.register_hook(LatentNeuralHook("h", 2, 16, [0])), "has dim 16; the model's hidden_dim is 32"),
     (lambda m, d: m.register_hook(LatentNeuralHook("h", 2, 32, [3])), "targets layer 3; the model has the layers 0 to 2"),
     (lambda m, d: m.generate("image", d["image"], max_len=0), "max_len >= 1"),
+    (lambda m, d: m.generate("image", d["image"], max_len=2000), "the model's max_tokens is 1000"),
     (lambda m, d: m("image", None, "text"), "image is given as a tensor; got NoneType"),
     (lambda m, d: m.reconstruct("image", d["image"].numpy()), "image is given as a tensor; got ndarray"),
     (lambda m, d: m.generate("image"), "got no data for image"),

@@ -1,8 +1,10 @@
 """Training the any-to-any model: pairs as promised, resumed = uninterrupted, the door from Python, and that it learns."""
 
+import gc
 import json
 import sys
 import tarfile
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 
-from omnilatent import OmniLatentConfig, OmniLatentModel, UserError
+from omnilatent import LatentNeuralHook, OmniLatentConfig, OmniLatentModel, UserError
 from omnilatent.cli.main import main
 from omnilatent.data.captions import CocoCaptionsDataset, open_captioned
 from omnilatent.data.mel import MelSpec, read_sound
@@ -176,6 +178,24 @@ def test_ids_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
                       tokenizer=ByteTokenizer())
     with pytest.raises(UserError, match="a text has the id 300, and the tokenizer has the ids 0 to 258"):
         trainer.train()
+
+
+def test_a_hook_is_trained_alone_and_the_model_is_let_go(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = OmniLatentConfig(hidden_dim=32, num_layers=1, num_heads=2, vocab_size=259, image_size=(16, 16), batch_size=4, max_steps=3)
+    model = OmniLatentModel(config)
+    model.register_hook(LatentNeuralHook("h", 2, 32, [0]))
+    model.freeze_base()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    trainer = Trainer(model, config, DataLoader(Toy(), batch_size=4, collate_fn=collate_multimodal), out=tmp_path / "run")
+    trainer.train()
+    assert [name for name, p in model.named_parameters() if not torch.equal(p, before[name])] != []
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters() if not name.startswith("hooks"))
+    assert all(p.grad is None for p in model.parameters())
+    task = weakref.ref(trainer.task)
+    del trainer
+    gc.collect()
+    assert task() is None
 
 
 def test_it_learns_to_name_and_to_copy_digits(tmp_path: Path) -> None:

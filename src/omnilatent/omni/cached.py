@@ -1,12 +1,14 @@
-"""Text token by token over buffers as long as the text may become, which a GPU replays instead of launching every kernel.
+"""Text token by token over remembered keys.
 
-- `Writer`: what writes. `CachedDecoder`: the next token's logits. `decoder_for`: a decoder for a prefix that was read; on a GPU one that was recorded
-  for an earlier prefix of the same form serves again.
+- `Writer`: what writes. `decoder_for`: a decoder for a prefix that was read, which gives the next token's logits.
+- `GrowingDecoder`: its memory grows. `CachedDecoder`: on a GPU, over buffers as long as the text may become, which is recorded
+  and replayed, and serves again for another prefix of the same form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 from weakref import WeakKeyDictionary, ref
@@ -41,11 +43,27 @@ class Writer(Protocol):
         """Vectors `(b, m, dim)`, the first of them the `start`-th of the text → their last states, and the memory with them."""
 
 
+class GrowingDecoder:
+    """
+    Args:
+        model: what writes.
+        memory: keys of a prefix.
+    """
+
+    def __init__(self, model: Writer, memory: list[LayerMemory]) -> None:
+        self.model, self.memory = model, memory
+
+    def next(self, x: Tensor, position: int) -> Tensor:
+        """As of `CachedDecoder`."""
+        x, self.memory = self.model.write_on(self.memory, x, position)
+        return self.model.text_part().logits(x)[:, 0].float()
+
+
 class CachedDecoder:
     """
     Args:
         model: what writes.
-        memory: keys of a prefix, which are copied on a GPU.
+        memory: keys of a prefix, which are copied.
         most: tokens that can be written.
     """
 
@@ -54,7 +72,7 @@ class CachedDecoder:
         self.slot = torch.zeros(1, dtype=torch.int64, device=k.device)
         self.valid = torch.zeros(len(k), most, dtype=torch.bool, device=k.device)
         self.model = ref(model)  # what is kept for a model must not keep it
-        self.memory = [self._with_slots(_copied(layer) if k.is_cuda else layer, most) for layer in memory]
+        self.memory = [self._with_slots(_copied(layer), most) for layer in memory]
         self.step = Replayed(self._step)
 
     def _with_slots(self, layer: LayerMemory, most: int) -> LayerMemory:
@@ -84,22 +102,25 @@ class CachedDecoder:
             return {"logits": model.text_part().logits(x)[:, 0].float()}
 
 
-def decoder_for(model: Writer, source: Source, most: int) -> CachedDecoder:
-    """A decoder that goes on from what was read."""
+@contextmanager
+def decoder_for(model: Writer, source: Source, most: int) -> Iterator[CachedDecoder | GrowingDecoder]:
+    """A decoder that goes on from what was read, for as long as the context lasts."""
     if not source.latent.is_cuda:
-        return CachedDecoder(model, source.memory, most)
+        yield GrowingDecoder(model, source.memory)
+        return
     form = tuple((tuple(t.shape), t.dtype) for layer in source.memory for t in _tensors(layer))
     weights = tuple(p.data_ptr() for p in model.parameters())
-    key = (most, form, weights, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), model.backbone.compiled)
+    autocast = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
+    key = (most, form, weights, autocast, model.backbone.compiled, torch.is_inference_mode_enabled())
     kept = _kept.setdefault(model, {})
     if (decoder := kept.pop(key, None)) is None:
         decoder = CachedDecoder(model, source.memory, most)
     else:
         decoder.begin(source.memory)
+    yield decoder
     kept[key] = decoder  # the last that was used stands last
     while len(kept) > MOST_DECODERS:
-        del kept[next(iter(kept))]
-    return decoder
+        kept.pop(next(iter(kept))).step.close()
 
 
 def _copied(layer: LayerMemory) -> LayerMemory:

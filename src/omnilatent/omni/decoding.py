@@ -43,15 +43,16 @@ def write(
             raise ValueError(f"beam search takes no temperature; got beams {beams} and temperature {temperature}")
         return _beam(model, source, most, beams)
     part, generator = model.text_part(), generator or torch.Generator(source.latent.device).manual_seed(0)
-    x, decoder = part.begin.to(source.latent).expand(source.batch, 1, -1), decoder_for(model, source, most)
+    x = part.begin.to(source.latent).expand(source.batch, 1, -1)
     ended, written = torch.zeros(source.batch, dtype=torch.bool, device=x.device), []
-    for position in range(most):
-        ids = _choose(decoder.next(x, position), temperature, top_p, generator)
-        ended = ended | (ids == END)
-        written.append(ids.masked_fill(ended, PAD))
-        if position % 8 == 7 and bool(ended.all()):  # to ask at every token would make a GPU wait at every token
-            break
-        x = part.embed(ids[:, None])
+    with decoder_for(model, source, most) as decoder:
+        for position in range(most):
+            ids = _choose(decoder.next(x, position), temperature, top_p, generator)
+            ended = ended | (ids == END)
+            written.append(ids.masked_fill(ended, PAD))
+            if position % 8 == 7 and bool(ended.all()):  # to ask at every token would make a GPU wait at every token
+                break
+            x = part.embed(ids[:, None])
     return _trimmed(torch.stack(written, 1))
 
 

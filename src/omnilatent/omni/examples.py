@@ -189,7 +189,12 @@ class _Steps(Dataset[OmniBatch | UserError]):
                 made = [self.examples.sample(position, job.names) for position in range(start, start + size)]
                 skipped += [passed for example in made for passed in example.get(SKIPPED, [])]
                 data = collate(made, self.tokenizer)
-                parts.append((job, {name: data[name] for name in job.names}))
+                parts.append((job, {name: _in_steps(data[name]) if name == "text" else data[name] for name in job.names}))
         except UserError as mistake:
             return mistake
         return OmniBatch(parts, skipped)
+
+
+def _in_steps(ids: Tensor, step: int = 8) -> Tensor:
+    """Texts padded to a multiple of a few tokens, so that batches come in few shapes and their steps are recorded."""
+    return torch.nn.functional.pad(ids, (0, -ids.shape[1] % step))

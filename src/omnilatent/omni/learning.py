@@ -43,7 +43,7 @@ class OmniLearning(nn.Module):
         return needed
 
     def forward(self, job: Job, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A job with what it `needs` → `loss`, then every term by the job it is of, for the log."""
+        """A job with what it `needs` → `loss`, and for the log what it is made of, before its learned weight."""
         inputs = {name: data[name] for name in job.sources}
         aligning = self.config.contrastive_weight > 0 and job.sources not in ((), (job.target,))
         source: Source | Prefix
@@ -52,8 +52,9 @@ class OmniLearning(nn.Module):
         else:
             source = self.model.read(inputs) if aligning else self.model.prefix(inputs)
         terms = self.terms(source, job, data)
-        loss = self.weights(f"{job.target} flow" if job.flowing else job.target, torch.stack(list(terms.values())).sum())
-        numbers = {f"{'+'.join(job.sources) or 'nothing'}→{job.target} {term}": value.detach() for term, value in terms.items()}
+        name = f"{job.target} flow" if job.flowing else job.target
+        own = torch.stack(list(terms.values())).sum()
+        loss, numbers = self.weights(name, own), {name: own.detach()}
         if isinstance(source, Source):
             other = self.model.read({job.target: data[job.target]})
             aligned = info_nce(source.latent, other.latent)

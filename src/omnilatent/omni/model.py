@@ -106,11 +106,12 @@ class OmniLatentModel(nn.Module):
         """
         return self._read(self.prefix(inputs, vectors), keep)
 
-    def blank(self, batch: int, vectors: Mapping[str, Tensor] | None = None) -> Prefix:
-        """A prefix of `batch` examples that says nothing: one token for all sources."""
+    def blank(self, batch: int, hooks: Hooks | None = None) -> Prefix:
+        """A prefix of `batch` examples that says nothing: one token for all sources, and hooks, by default the model's."""
         positions = torch.zeros(1, 3, dtype=torch.int64, device=self.nothing.device)
         places = self.places(positions)
-        return Prefix(Tokens(self.nothing.to(places.dtype).expand(batch, 1, -1) + places, positions), self._active(batch, vectors or {}))
+        return Prefix(Tokens(self.nothing.to(places.dtype).expand(batch, 1, -1) + places, positions),
+                      self._active(batch, {}) if hooks is None else hooks)
 
     def _read(self, prefix: Prefix, keep: bool = False) -> Source:
         read = self.backbone.read(prefix.embedded, prefix.hooks, keep)
@@ -156,6 +157,7 @@ class OmniLatentModel(nn.Module):
         part = self.text_part()
         part.check(ids)
         x = part.shifted(ids)
+        self._check_budget(source.tokens + x.shape[1])
         positions = sequence(x.shape[1], x.device)
         places = self.places(positions)
         return part.logits(self._extend(source, x.to(places.dtype) + places, positions, causal=True))
@@ -215,7 +217,9 @@ class OmniLatentModel(nn.Module):
             what = "its tokens" if target == "text" else AXES[axes]
             raise ValueError(f"the size of {target} is {what}, none below 1; got {tuple(size)}")
         if target == "text":
-            return greedy_logits(self, source, size[0] if size else max(1, source.tokens - 1))
+            positions = size[0] if size else max(1, source.tokens - 1)
+            self._check_budget(source.tokens + positions)
+            return greedy_logits(self, source, positions)
         part = self.patch_part(target)
         size = tuple(size or part.usual)
         steps = self.config.flow_steps if steps is None else steps
@@ -227,7 +231,7 @@ class OmniLatentModel(nn.Module):
         generator = generator or torch.Generator(source.device).manual_seed(0)
         noise = torch.randn(shape, generator=generator, device=generator.device).to(source.device, source.dtype)
         guidance = self.config.guidance if guidance is None else guidance
-        nothing = None if guidance == 1 else self._read(self.blank(source.batch))
+        nothing = None if guidance == 1 else self._read(self.blank(source.batch, source.prefix.hooks))
 
         def clean(noisy: Tensor, time: Tensor) -> Tensor:
             told = self.patches(source, target, size, noisy, time)
@@ -292,7 +296,9 @@ class OmniLatentModel(nn.Module):
         if any(value is None for value in inputs.values()):
             raise ValueError(f"generate takes a modality and its data; got no data for {next(iter(inputs))}")
         read = self.read(inputs, vectors)  # type: ignore[arg-type]
-        return write(self, read, self.config.text_tokens if max_len is None else max_len, temperature, top_p, beams, generator)
+        most = self.config.text_tokens if max_len is None else max_len
+        self._check_budget(read.tokens + most)
+        return write(self, read, most, temperature, top_p, beams, generator)
 
     # -- hooks -------------------------------------------------------------------------------------------------
 

@@ -127,7 +127,7 @@ class OmniTask:
         seed = (config.run.seed * 0x9E3779B97F4A7C15 + position * fabric.world_size + fabric.global_rank) % 2**63
         self.generator.manual_seed(seed)
         self.replayed.clear()
-        total, logged = torch.zeros((), device=fabric.device), {}
+        total, logged = torch.zeros((), device=fabric.device), dict[str, Tensor | float]()
         for number, (job, data) in enumerate(batch.parts, 1):
             exchanged = fabric.world_size == 1 or number == len(batch.parts)
             found = self.replayed((job, exchanged, len(batch.parts)), self.bare.needs(job, data, self.generator))
@@ -137,7 +137,11 @@ class OmniTask:
         norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=o.clip, error_if_nonfinite=False) if o.clip else 0.0
         self.optimizer.step()
         self.ema.update(position)
-        return {"loss": total, "gradient_norm": norm}
+        return {"loss": total, "gradient_norm": norm, **logged}
+
+    def close(self) -> None:
+        """Let go of the model: what was recorded, and gradients."""
+        self.replayed.close()
 
     def _learn(self, key: tuple[Job, bool, int], data: dict[str, Tensor]) -> dict[str, Tensor]:
         """Forward and backward of one job of a step."""

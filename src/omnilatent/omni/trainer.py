@@ -101,7 +101,10 @@ class Trainer:
         from ..training.checkpoint import resume_point
 
         fabric = launch_fabric(self.config.run)
-        return train(self.task, self.config.run, self.out, fabric, resume_point(Path(resume)) if resume else None)
+        try:
+            return train(self.task, self.config.run, self.out, fabric, resume_point(Path(resume)) if resume else None)
+        finally:
+            self.task.close()
 
 
 class LoaderTask(OmniTask):
