@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss, mse_loss
 
-FREQUENCY, TEMPORAL, SQUARED, LATENT, FLOW = 3.0, 2.0, 3.0, 0.5, 0.15
+FREQUENCY, TEMPORAL, SQUARED, LATENT, FLOW = 3.0, 2.0, 3.0, 0.5, 0.25
+LEAST_LEFT = 0.3  # of 1 − t, or the last details would outweigh what is drawn
 
 
 def audio_terms(made: Tensor, true: Tensor) -> dict[str, Tensor]:
@@ -54,9 +55,9 @@ def text_terms(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 def flow_terms(made: Tensor, true: Tensor, time: Tensor) -> dict[str, Tensor]:
     """Patches `(b, n, p)` that the model takes for the clean ones, at `time` `(b,)`: the squared error of the velocity
-    (x − noise) that follows from them, v̂ − v = (x̂ − x) / (1 − t), with 1 − t no less than 0.1 (as in Li & He 2025, arXiv
-    2511.13720, where 0.05)."""
-    left = (1 - time).clamp_min(0.1)[:, None, None]
+    (x − noise) that follows from them, v̂ − v = (x̂ − x) / (1 − t), with 1 − t no less than 0.3 (in Li & He 2025, arXiv
+    2511.13720, 0.05)."""
+    left = (1 - time).clamp_min(LEAST_LEFT)[:, None, None]
     return {"flow": FLOW * ((made.float() - true.float()) / left).square().mean()}
 
 
