@@ -40,9 +40,9 @@ def flow(predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int)
 
 
 def draw(shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noise of a shape `(b, n, p)`, and t `(b,)`, which is logit-normal (Esser et al. 2024, arXiv 2403.03206) around 0.27: what is
+    """Noise of a shape `(b, n, p)`, and t `(b,)`, which is logit-normal (Esser et al. 2024, arXiv 2403.03206) around 0.31: what is
     drawn is decided early."""
-    time = torch.randn(shape[0], generator=generator, device=generator.device).sub(1.0).sigmoid()
+    time = torch.randn(shape[0], generator=generator, device=generator.device).sub(0.8).sigmoid()
     return torch.randn(shape, generator=generator, device=generator.device), time
 
 
