@@ -255,6 +255,15 @@ def test_omni_coco_learns_from_cocos_own_json_and_from_tars(tmp_path: Path, caps
     assert "captions_val2017.json is not COCO's JSON of captions" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_model_of_four_modalities_learns_and_is_validated_on_the_two_that_the_examples_have(tmp_path: Path) -> None:
+    data = coco(tmp_path)
+    argv = ["--steps", "2", "--validate-every", "1", "--validation-examples", "2", "--text-tokens", "12"]
+    assert main(["train", "debug-omni", "--data", str(data), "--out", str(tmp_path / "run"), *argv]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [set(name for name in row if "→" in name) for row in rows if "fit" in row] == 2 * [
+        {"text→text", "text→image psnr", "image→text", "image→image psnr"}]
+
+
 def test_synthetic_examples_are_of_the_models_sizes(tmp_path: Path) -> None:
     assert main(["train", "debug-omni", "--data", "synthetic", "--out", str(tmp_path / "run"), "--steps", "2"]) == 0
     model = load(tmp_path / "run")

@@ -21,6 +21,7 @@ from ..training.schedule import warmup_cosine
 from ..training.task import Logged
 from .card import card
 from .config import OmniTraining
+from .evaluation import present
 from .examples import Examples, OmniBatch, collate, omni_batches, open_examples
 from .learning import OmniLearning
 from .model import OmniLatentModel
@@ -154,17 +155,19 @@ class OmniTask:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Regressed PSNR of each target and the share of texts written exactly, from each source; `fit` is their mean, a
-        PSNR counted as a share of 40 dB."""
+        """Regressed PSNR of each target and the share of texts written exactly, from each source that the examples have; `fit` is
+        their mean, a PSNR counted as a share of 40 dB."""
         model = self.ema.average.model
         count = min(self.config.validation_examples, len(self.held_out))
         data = collate([self.held_out.sample(i) for i in range(count)], self.tokenizer)
         data = {name: t.to(self.fabric.device) for name, t in data.items()}
         figures: dict[str, float] = {}
         made: dict[tuple[str, str], Tensor] = {}
-        for source in model.modalities:
+        names = present(model, data)
+        for source in names:
             read = model.read({source: data[source]})
-            for target, part in model.modalities.items():
+            for target in names:
+                part = model.part(target)
                 if isinstance(part, PatchModality):
                     size = part.size_of(data[target])
                     out = model.answer(read, target, size, steps=0).float().clamp(0, 1)
