@@ -4,7 +4,9 @@ import json
 import sys
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +141,59 @@ def test_the_trainer_takes_a_model_a_configuration_and_a_loader(tmp_path: Path) 
     still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
     assert [name for name in still if "audio" not in name and "video" not in name] == ["nothing"], still  # had no data
     assert load(tmp_path / "run").config.hidden_dim == 32
+
+
+class Noted(Toy):
+    """Notes what is read of it."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        self.read.append(i)
+        return super().__getitem__(i)
+
+
+def test_a_run_of_the_trainer_goes_on_where_its_shuffled_loader_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """3 of 10 steps and then the rest, 4 batches a pass: the same weights, best and order as without the break."""
+    def trainer(out: Path, data: Toy, steps: int = 10) -> Trainer:
+        torch.manual_seed(0)
+        config = OmniLatentConfig(hidden_dim=32, num_layers=1, num_heads=2, vocab_size=259, image_size=(16, 16), batch_size=2,
+                                  max_steps=steps, gradient_checkpointing=False)
+        loader = DataLoader(data, batch_size=2, collate_fn=collate_multimodal, shuffle=True)
+        return Trainer(OmniLatentModel(config), config, loader, out=out, run=RunConfig(save_every=3, validate_every=2, keep=9, device="cpu"))
+
+    whole, parts, once, again = tmp_path / "whole", tmp_path / "parts", Noted(), Noted()
+    figures = trainer(whole, once).train()
+    assert len(once.read) == 20 and sorted(once.read[:8]) == sorted(once.read[8:16]) == list(range(8))
+    assert once.read[:8] != once.read[8:16]  # each pass in another order
+    trainer(parts, Noted()).train()
+    went_on = trainer(tmp_path / "other", again)
+    assert went_on.train(resume=parts / "step-6") == figures and went_on.out == parts
+    assert again.read == once.read[8:]  # not the first pass; of the second, the half that it had is passed over
+    first, second = (load_file(run / "final" / "model.safetensors") for run in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert trainer(parts, Noted()).train(resume=parts) == figures  # the run's folder stands for its furthest checkpoint
+    with pytest.raises(UserError, match="parts holds a run already: go on with train.resume=.*parts'., or give another out"):
+        trainer(parts, Noted()).train()
+    with pytest.raises(UserError, match="there is no run; give the folder that holds its run.json"):
+        trainer(tmp_path / "new", Noted()).train(resume=tmp_path / "nowhere" / "step-1")
+    assert main(["train", "--resume", str(parts)]) == 2
+    assert "parts is a run of Trainer: go on with it in Python" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_loader_without_length_goes_on_over_its_passes(tmp_path: Path) -> None:
+    class Endless:
+        def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+            return ({"text": torch.full((1, 2), 3 + number)} for number in range(3))
+
+    config = OmniLatentConfig(hidden_dim=32, num_layers=1, num_heads=2, modalities=("text",), vocab_size=259, batch_size=1)
+    model = OmniLatentModel(config)
+    whole, later = ([int(batch["text"][0, 0]) for batch in islice(Trainer(model, config, Endless()).task._given(start), 20)]
+                    for start in (0, 7))
+    assert later[:13] == whole[7:] and whole[:7] == [3, 4, 5, 3, 4, 5, 3]
+    with pytest.raises(UserError, match="an iterator or generator cannot be begun again: give a DataLoader"):
+        list(islice(Trainer(model, config, iter(Endless())).task._given(0), 4))
 
 
 def test_a_model_of_own_spectrograms_hears_and_makes_sound_files_when_it_knows_what_they_are(
