@@ -263,6 +263,27 @@ def test_bad_input_gives_one_sentence(argv: list[str], sentence: str, tmp_path: 
     assert sentence in " ".join((told.err + told.out).split()) and "Traceback" not in told.err
 
 
+def test_memory_that_ran_out_is_answered_with_options_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch size that is named is one of which every job's part fits."""
+    learned = OmniTask._learn
+
+    def hungry(self: OmniTask, key, data):  # noqa: ANN001, ANN202
+        if max(map(len, data.values())) > 1:
+            raise torch.OutOfMemoryError("CUDA")
+        return learned(self, key, data)
+
+    monkeypatch.setattr(OmniTask, "_learn", hungry)
+    config = debug_omni()  # 8 examples for 4 jobs
+    with pytest.raises(UserError, match="Out of memory at step 0 with batches of 8: begin anew with --batch-size 4, which fits, or "
+                                        "--gradient-checkpointing; what was saved before is untouched."):
+        train(OmniTask(config, "digits", None, lambda file, reason: None), config.run, tmp_path / "run", launch_fabric(config.run),
+              quiet=True)
+    small = OmniLatentConfig(**WORLD, hidden_dim=32, num_layers=1, num_heads=2, batch_size=2, max_steps=1)
+    monkeypatch.setattr(OmniTask, "_learn", lambda self, key, data: torch.empty(2**48))
+    with pytest.raises(UserError, match="batches of 2: give batches of fewer examples, or set gradient_checkpointing=True"):
+        Trainer(OmniLatentModel(small), small, [{"text": torch.full((2, 2), 5)}], out=tmp_path / "own").train()
+
+
 def coco(folder: Path, pictures: int = 12) -> Path:
     """A folder of pictures with COCO's own JSON."""
     images, annotations = [], []

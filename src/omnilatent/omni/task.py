@@ -117,6 +117,10 @@ class OmniTask:
     def halve(self, batch: OmniBatch) -> OmniBatch | None:
         return batch.halved()
 
+    def remedy(self, fits: int) -> str:
+        """What helps when memory ran out and a batch of `fits` examples did not need too much (0: unknown)."""
+        return f"begin anew with {f'--batch-size {fits}, which fits' if fits else 'a smaller --batch-size'}, or --gradient-checkpointing"
+
     def step(self, batch: OmniBatch, position: int) -> Logged:
         for file, reason in batch.skipped:
             self.skipped(file, reason)

@@ -168,6 +168,9 @@ class LoaderTask(OmniTask):
             yield OmniBatch([(job, {name: data[name][number * share : (number + 1) * share] for name in job.names})
                              for number, job in enumerate(jobs)])
 
+    def remedy(self, fits: int) -> str:
+        return f"give batches of {f'{fits}, which fit' if fits else 'fewer examples'}, or set gradient_checkpointing=True"
+
     def _given(self, start: int) -> Iterator[Mapping[str, Tensor]]:
         """The loader's batches from the `start`-th on, without end. Each pass over it is shuffled by a seed of its own, so that a
         run that goes on gets what it would have got; passes before are not read again where the loader has a length."""
