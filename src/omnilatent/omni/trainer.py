@@ -13,7 +13,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -33,35 +33,10 @@ from .model import OmniLatentModel
 from .pairs import Plan
 from .saving import save
 from .task import OmniTask
-from .text import PAD
 from .tokenizer import ByteTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-
-def collate_multimodal(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Examples → modality → batch; texts, `(n,)` int64, are padded with 0 to the longest.
-
-    Raises:
-        UserError: the examples have not all the same modalities, or shapes.
-    """
-    batch: dict[str, Tensor] = {}
-    for example in examples:
-        if set(example) != set(examples[0]):
-            raise UserError(f"the examples of a batch have the same modalities; got {', '.join(examples[0]) or 'none'} and "
-                            f"{', '.join(example) or 'none'}.")
-    for name in examples[0]:
-        parts = [example[name] for example in examples]
-        if name == "text":
-            longest = max(map(len, parts))
-            parts = [torch.nn.functional.pad(ids, (0, longest - len(ids)), value=PAD) for ids in parts]
-        shapes = list(dict.fromkeys(tuple(part.shape) for part in parts))
-        if len(shapes) > 1:
-            raise UserError(f"{name} of a batch has one shape; got {shapes[0]} and {shapes[1]}: crop or pad the examples, or give "
-                            "batches of one size.")
-        batch[name] = torch.stack(parts)
-    return batch
 
 
 class Trainer:
