@@ -19,6 +19,7 @@ from torch import Tensor
 from omnilatent import LatentNeuralHook
 from omnilatent.cli.main import main as command
 from omnilatent.data.mel import write_sound
+from omnilatent.omni.evaluation import psnr
 from omnilatent.omni.examples import collate, open_examples
 from omnilatent.omni.model import OmniLatentModel
 from omnilatent.omni.saving import load
@@ -32,11 +33,6 @@ def pictures(model: OmniLatentModel, inputs: dict[str, Tensor]) -> tuple[Tensor,
     source = model.read(inputs)
     likeliest, drawn = (model.answer(source, "image", (32, 32), steps=steps).clamp(0, 1) for steps in (0, None))
     return likeliest, drawn
-
-
-def psnr(made: Tensor, true: Tensor) -> float:
-    """Of each, in dB, then the mean."""
-    return float(-10 * (made - true).square().flatten(1).mean(1).clamp_min(1e-10).log10().mean())
 
 
 def labelled(rows: dict[str, tuple[Tensor, Tensor]], columns: int = 8, scale: int = 2) -> Image.Image:
@@ -89,8 +85,9 @@ def main(argv: list[str] | None = None) -> None:
         rows["from all four"] = pictures(model, data)
         print("\ndigits as pictures, held out: likeliest, drawn")
         for name, (likeliest, drawn) in list(rows.items())[1:]:
-            print(f"  {name:>13} {psnr(likeliest, data['image']):6.1f} {psnr(drawn, data['image']):6.1f} dB")
-        print(f"  {'mean picture':>13} {psnr(mean.expand_as(data['image']), data['image']):6.1f} dB; what is no better is not learned yet: "
+            print(f"  {name:>13} {psnr(likeliest, data['image']).mean():6.1f} {psnr(drawn, data['image']).mean():6.1f} dB")
+        null = psnr(mean.expand_as(data["image"]), data["image"]).mean()
+        print(f"  {'mean picture':>13} {null:6.1f} dB; what is no better is not learned yet: "
               f"train longer{'' if chosen.run else ', with --steps'}")
         ids = torch.tensor([model.tokenizer.encode("three")])
         wave = model.mel.to_wave(model("text", ids, "audio")["output"][0].clamp(0, 1))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.workers import own_cores
 from ..errors import UserError
@@ -21,7 +21,7 @@ from ..training.schedule import warmup_cosine
 from ..training.task import Logged
 from .card import card
 from .config import OmniTraining
-from .evaluation import present
+from .evaluation import present, psnr, written_exactly
 from .examples import Examples, OmniBatch, collate, omni_batches, open_examples
 from .learning import OmniLearning
 from .model import OmniLatentModel
@@ -175,12 +175,11 @@ class OmniTask:
                 if isinstance(part, PatchModality):
                     size = part.size_of(data[target])
                     out = model.answer(read, target, size, steps=0).float().clamp(0, 1)
-                    error = (out - data[target]).square().flatten(1).mean(1)
-                    figures[f"{source}→{target} psnr"] = float(-10 * error.clamp_min(1e-10).log10().mean())
+                    figures[f"{source}→{target} psnr"] = float(psnr(out, data[target]).mean())
                     made[source, target] = out
                 else:
                     wrote = model.generate(source, data[source], max_len=data[target].shape[1] + 1)
-                    figures[f"{source}→{target}"] = _exact(wrote, data[target])
+                    figures[f"{source}→{target}"] = float(written_exactly(wrote, data[target]).float().mean())
         shares = [value / 40 if name.endswith("psnr") else value for name, value in figures.items()]
         self._picture = _sheet(data, made)
         return {"fit": sum(shares) / len(shares), **figures}
@@ -203,13 +202,6 @@ class OmniTask:
                     "run": dataclasses.asdict(config.run), "task": config.task, "step": step}
         save(folder, self.ema.average.model, self.tokenizer, self.examples.mel,
              card(config, self.examples.name, self.held_out.name, figures, step, self.command), training=training)
-
-
-def _exact(wrote: Tensor, wanted: Tensor) -> float:
-    """The share of rows that are the same but for padding at the right."""
-    longest = max(wrote.shape[1], wanted.shape[1])
-    a, b = (nn.functional.pad(t, (0, longest - t.shape[1])) for t in (wrote, wanted))
-    return float((a == b).all(1).float().mean())
 
 
 def _sheet(data: dict[str, Tensor], made: dict[tuple[str, str], Tensor], columns: int = 8) -> Tensor | None:
