@@ -254,6 +254,7 @@ def test_it_learns_to_name_and_to_copy_digits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("argv", "sentence"), [
     (["--accumulate", "2"], "--accumulate is not for omni recipes"),
     (["--data", "nowhere"], "nowhere"),
+    (["--guidance", "2"], "--guidance 2 needs a part that is learned without a source: give --unconditional-share 0.1"),
     (["--fused-share", "2"], "--fused-share is a share, 0 to 1; got 2"),
     (["--init", "kl-f8-small"], "kl-f8-small is a model of the kind 'kl', which turns no modality into another"),
 ])

@@ -200,7 +200,7 @@ class LoaderTask(OmniTask):
 
     def export(self, folder: Path, figures: dict[str, float], step: int) -> None:
         config = self.config
-        training = {"recipe": config.recipe, "step": step}
+        training = {"recipe": config.recipe, **asdict(config.pairs), "step": step}
         tokenizer = self.tokenizer if self.bytes_seen else None
         save(folder, self.ema.average.model, tokenizer, self.mel,
              card(config, "a data loader", "the training data itself", figures, step, self.command), training=training)
