@@ -8,7 +8,7 @@
 Judges are trained first (on training data, measured on held-out real data). Every cell: accuracy as the judge reads it, the null
 (digits of other examples), the judge's own accuracy, Fréchet distance in its features; PSNR where the target is the source;
 by regression and by flow. `--without` trains audio and text alone on all speakers but one and reads the one's recordings.
-Writes results/omni_digits.json, so that several runs add up under their `--label`.
+Writes results/omni_digits.json, so that several runs add up under their `--label`; a `--small` trial writes only into `--results`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 import tyro
 
 from omnilatent.data.digit_world import DigitWorld, heard, open_world
+from omnilatent.hub import locate
 from omnilatent.metrics.digit_readers import Reader, fit_reader
 from omnilatent.omni.coherence import Cell, coherence, recognition
 from omnilatent.omni.config import OmniTraining
@@ -30,6 +31,7 @@ from omnilatent.omni.examples import DigitExamples
 from omnilatent.omni.recipes import debug_omni, omni
 from omnilatent.omni.saving import load
 from omnilatent.omni.task import OmniTask
+from omnilatent.training.checkpoint import stated_step
 from omnilatent.training.loop import launch_fabric, train
 
 RESULTS = Path(__file__).parent / "results" / "omni_digits.json"
@@ -57,7 +59,8 @@ class OmniDigits:
     without: str | None = None
     """A speaker that training does not hear; 'all': each of them in turn, by a model of its own."""
     label: str = "omni"
-    results: Path = RESULTS
+    results: Path | None = None
+    """The file to write; by default results/omni_digits.json, and none of a trial."""
 
 
 def readers_of(training: DigitWorld, test: DigitWorld, steps: int, device: torch.device) -> dict[str, Reader]:
@@ -103,20 +106,23 @@ def unheard(options: OmniDigits, speaker: str, device: torch.device) -> float:
     recipe = replace(recipe, model=replace(recipe.model, modalities=("text", "audio")))
     task = OmniTask(recipe, options.data, None, lambda file, reason: None)
     assert isinstance(task.examples, DigitExamples) and isinstance(task.held_out, DigitExamples)
-    heard, known = task.examples.world, task.examples.world.recordings
+    world, known = task.examples.world, task.examples.world.recordings
     own = [r for r in (*known, *task.held_out.world.recordings) if r.speaker == speaker]
     if not own:
         raise SystemExit(f"{options.data} holds no recordings of {speaker}; the speakers are {', '.join(sorted({r.speaker for r in known}))}")
-    task.examples = replace(task.examples, world=replace(heard, recordings=tuple(r for r in known if r.speaker != speaker)))
+    task.examples = replace(task.examples, world=replace(world, recordings=tuple(r for r in known if r.speaker != speaker)))
     out = options.out / f"without-{speaker}"
     train(task, recipe.run, out, launch_fabric(recipe.run))
     return recognition(load(out, device), own)
 
 
 def write(options: OmniDigits, record: dict[str, Any]) -> None:
-    kept = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
+    results = options.results or (None if options.small else RESULTS)
+    if results is None:
+        return
+    kept = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     kept[options.label] = kept.get(options.label, {}) | record
-    options.results.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    results.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def main(options: OmniDigits) -> None:
@@ -140,7 +146,9 @@ def main(options: OmniDigits) -> None:
     readers = readers_of(training, test, options.reader_steps, device)
     sources = [(name,) for name in model.modalities] + list(FUSED)
     record: dict[str, Any] = {
-        "data": Path(options.data).name, "count": options.count, "steps": options.steps, "seconds": seconds, "guidance": model.config.guidance, "flow_steps": model.config.flow_steps,
+        "data": Path(options.data).name, "count": options.count, "seconds": seconds,
+        "steps": stated_step(locate(str(options.model or options.out))),
+        "guidance": model.config.guidance, "flow_steps": model.config.flow_steps,
         "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "judges": {name: reader.accuracy for name, reader in readers.items()}, "ways": {}}

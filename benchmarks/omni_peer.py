@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 import tyro
-from torch import Tensor
 
 from omnilatent.omni.config import OmniModelConfig, OmniTraining, PairConfig
+from omnilatent.omni.evaluation import psnr
 from omnilatent.omni.examples import collate
 from omnilatent.omni.recipes import WORLD
 from omnilatent.omni.task import OmniTask
@@ -46,11 +46,6 @@ class OmniPeer:
     write: bool = True
 
 
-def psnr(made: Tensor, true: Tensor) -> float:
-    """The mean over pictures in [0, 1]."""
-    return float(-10 * (made.clamp(0, 1) - true).square().flatten(1).mean(1).log10().mean())
-
-
 def main(options: OmniPeer) -> None:
     torch.set_num_threads(options.threads)
     model = OmniModelConfig(hidden_dim=128, num_layers=4, num_heads=4, gradient_checkpointing=False, modalities=("text", "image"),
@@ -72,9 +67,12 @@ def main(options: OmniPeer) -> None:
     means = torch.stack([torch.stack([s.image for s in seen if s.label == digit]).mean(0) for digit in range(10)])
     with torch.no_grad():
         source = trained.read({"image": held})
-        by_steps = {str(steps): psnr(trained.answer(source, "image", (32, 32), steps=steps), held) for steps in (0, 4, 8, 16)}
-    result = {"named": figures["image→text"], "image to image, dB, by steps of the flow (0: regression)": by_steps,
-              "mean image, dB": psnr(means.mean(0).expand_as(held), held), "class mean, dB": psnr(means[labels], held),
+        made = {str(steps): trained.answer(source, "image", (32, 32), steps=steps).clamp(0, 1) for steps in (0, 4, 8, 16)}
+    made |= {"mean image": means.mean(0).expand_as(held), "class mean": means[labels]}
+    decibels = {name: float(psnr(pictures, held).mean()) for name, pictures in made.items()}
+    mean, class_mean = decibels.pop("mean image"), decibels.pop("class mean")
+    result = {"named": figures["image→text"], "image to image, dB, by steps of the flow (0: regression)": decibels,
+              "mean image, dB": mean, "class mean, dB": class_mean,
               "parameters": sum(p.numel() for p in trained.parameters()), "CPU seconds a step": round(seconds, 3),
               "steps": options.steps, "optimizer": options.optimizer.optimizer, "seed": options.seed, "peer": PEER,
               "torch": torch.__version__}

@@ -4,9 +4,10 @@
     python benchmarks/omni_speed.py --tiny                                  a trial on a CPU, which writes nothing
 
 Inputs as the peer's: pictures of 224², videos of 16 frames of 112², mel spectrograms 128 × 500, texts of 128 tokens. Tokens are
-those of source and target together. A step is forward, backward, clipping and AdamW (fused), bf16 autocast, layers compiled;
-medians of CUDA-event timings after warm-up. Memory: the peak of training steps at batch 4 with checkpointing, in a process that
-may take 8 GB.
+those of source and target together. A step is forward, backward, clipping and AdamW (fused), bf16 autocast, layers compiled,
+forward and backward replayed as CUDA graphs, as the recipe's task does them; medians of wall times, the GPU waited for before and
+after each step, after warm-up. Text is written by a model that is compiled, and by another that is not. Memory: the peak of
+training steps at batch 4 with checkpointing, not compiled, in a process that may take 8 GB.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,14 @@ import torch
 import tyro
 from torch import Tensor
 
+from omnilatent.nn.replay import Replayed
 from omnilatent.omni.config import OmniModelConfig, PairConfig
 from omnilatent.omni.learning import OmniLearning
 from omnilatent.omni.model import OmniLatentModel
-from omnilatent.nn.replay import Replayed
 from omnilatent.omni.pairs import Job
 
 RESULTS = Path(__file__).parent / "results" / "omni_speed.json"
 PAIRS = (("image", "image"), ("image", "text"), ("text", "image"), ("video", "audio"), ("audio", "video"))
-PEER = {"on": (61, 92), "off": (89, 124), "generate_ms": 540}  # thousand tokens a second; one H200, fp16, not compiled
 CAP = 8e9
 
 
@@ -75,35 +76,30 @@ def timed(step: Callable[[], Any], device: torch.device, calls: int) -> float:
     return statistics.median(times)
 
 
-def training(config: OmniModelConfig, device: torch.device, compiled: bool) -> tuple[OmniLearning, torch.optim.AdamW]:
-    learning = OmniLearning(OmniLatentModel(config), PairConfig()).to(device).train()
-    if compiled:
-        learning.model.backbone.compile_layers()
-    fused = {"fused": True} if device.type == "cuda" else {}
-    return learning, torch.optim.AdamW(learning.parameters(), 1e-4, (0.9, 0.95), weight_decay=0.01, **fused)
+class Training:
+    """A model's training steps as the recipe's task does them, one `Replayed` for all jobs."""
 
+    def __init__(self, config: OmniModelConfig, device: torch.device, compiled: bool) -> None:
+        self.learning = OmniLearning(OmniLatentModel(config), PairConfig()).to(device).train()
+        if compiled:
+            self.learning.model.backbone.compile_layers()
+        fused = {"fused": True} if device.type == "cuda" else {}
+        self.optimizer = torch.optim.AdamW(self.learning.parameters(), 1e-4, (0.9, 0.95), weight_decay=0.01, **fused)
+        self.replayed = Replayed(self._learn, self.learning.parameters(), eager=2)
+        self.generator = torch.Generator(device)
 
-def step_of(learning: OmniLearning, optimizer: torch.optim.AdamW, job: Job, data: dict[str, Tensor]) -> Callable[[], None]:
-    """As the recipe's task does it."""
-    device = next(learning.parameters()).device
-    generator = torch.Generator(device)
-
-    def learn(_: Hashable, needed: dict[str, Tensor]) -> dict[str, Tensor]:
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = learning(job, needed)["loss"]
+    def _learn(self, job: Job, needed: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.autocast(self.generator.device.type, torch.bfloat16):
+            loss = self.learning(job, needed)["loss"]
         loss.backward()
         return {"loss": loss.detach()}
 
-    replayed = Replayed(learn, learning.parameters(), eager=2)
-
-    def step() -> None:
-        replayed.clear()
-        replayed(None, learning.needs(job, data, generator.manual_seed(0)))
-        replayed.drop_untouched()
-        torch.nn.utils.clip_grad_norm_(learning.parameters(), 1.0, foreach=True)
-        optimizer.step()
-
-    return step
+    def step(self, job: Job, data: dict[str, Tensor]) -> None:
+        self.replayed.clear()
+        self.replayed(job, self.learning.needs(job, data, self.generator.manual_seed(0)))
+        self.replayed.drop_untouched()
+        torch.nn.utils.clip_grad_norm_(self.learning.parameters(), 1.0, foreach=True)
+        self.optimizer.step()
 
 
 def main(options: OmniSpeed) -> None:
@@ -115,26 +111,23 @@ def main(options: OmniSpeed) -> None:
     config = replace(OmniModelConfig(), **({"hidden_dim": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 300} if options.tiny else {}))
     data = inputs(options.batch_size, device, options.tiny)
     record: dict[str, Any] = {"device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu", "torch": torch.__version__,
-                              "batch_size": options.batch_size, "flowing": options.flowing, "peer": PEER, "rows": []}
+                              "batch_size": options.batch_size, "flowing": options.flowing, "rows": []}
     for checkpointing in (False, True):
-        learning, optimizer = training(replace(config, gradient_checkpointing=checkpointing), device, device.type == "cuda")
-        record["parameters"] = sum(p.numel() for p in learning.model.parameters())
+        training = Training(replace(config, gradient_checkpointing=checkpointing), device, device.type == "cuda")
+        model = training.learning.model
+        record["parameters"] = sum(p.numel() for p in model.parameters())
         for source, target in PAIRS:
-            tokens = sum(learning.model.read({name: data[name]}).tokens - 1 for name in (source, target))
+            tokens = sum(model.read({name: data[name]}).tokens - 1 for name in (source, target))
             job = Job((source,), target, options.flowing and target != "text")
-            ms = timed(step_of(learning, optimizer, job, data), device, options.steps)
+            ms = timed(partial(training.step, job, data), device, options.steps)
             rate = tokens * options.batch_size / ms  # thousand a second
             record["rows"].append({"pair": f"{source}→{target}", "checkpointing": checkpointing, "tokens": tokens, "ms": ms, "k_tokens": rate})
             print(f"{source}→{target}, checkpointing {'on' if checkpointing else 'off'}: {ms:.2f} ms, {rate:.0f} k tokens/s", flush=True)
-    model = learning.model.eval()
-    model.zero_grad(set_to_none=True)
-    one = {name: t[:1] for name, t in data.items()}
+    del training, model
     for compiled in (False, True) if device.type == "cuda" else (False,):
-        with torch.autocast(device.type, torch.bfloat16), torch.no_grad():
-            ms = timed(lambda: model.generate("image", one["image"], max_len=64), device, 5)
+        ms = generation(config, device, data["image"][:1], compiled)
         record["generate_ms" if compiled else "generate_uncompiled_ms"] = ms
-        print(f"64 tokens of text, batch 1: {ms:.1f} ms", flush=True)
-        model.backbone.compile_layers()
+        print(f"64 tokens of text, batch 1, {'' if compiled else 'not '}compiled: {ms:.1f} ms", flush=True)
     if device.type == "cuda":
         done = subprocess.run([sys.executable, __file__, "--memory"], capture_output=True, text=True, check=True)
         record["memory"] = json.loads(done.stdout.splitlines()[-1])
@@ -142,15 +135,23 @@ def main(options: OmniSpeed) -> None:
         RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
+def generation(config: OmniModelConfig, device: torch.device, image: Tensor, compiled: bool) -> float:
+    """Milliseconds for 64 tokens of text from a picture, by a model of its own."""
+    model = OmniLatentModel(config).to(device).eval()
+    if compiled:
+        model.backbone.compile_layers()
+    with torch.autocast(device.type, torch.bfloat16), torch.no_grad():
+        return timed(partial(model.generate, "image", image, max_len=64), device, 5)
+
+
 def memory(config: OmniModelConfig, device: torch.device) -> dict[str, float]:
-    """Peak GB of two steps of each pair at batch 4 with checkpointing; fails where 8 GB do not suffice."""
+    """Peak GB of four steps of each pair, the last two replayed, at batch 4 with checkpointing; fails where 8 GB do not suffice."""
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(CAP / torch.cuda.get_device_properties(device).total_memory)
     torch.cuda.reset_peak_memory_stats()
-    learning, optimizer = training(replace(config, gradient_checkpointing=True), device, compiled=False)
-    data = inputs(4, device, tiny=False)
-    for pair in PAIRS * 2:
-        step_of(learning, optimizer, Job((pair[0],), pair[1], False), data)()
+    training, data = Training(replace(config, gradient_checkpointing=True), device, compiled=False), inputs(4, device, tiny=False)
+    for source, target in PAIRS * 4:
+        training.step(Job((source,), target, False), data)
     return {"peak_allocated_gb": torch.cuda.max_memory_allocated() / 1e9, "peak_reserved_gb": torch.cuda.max_memory_reserved() / 1e9,
             "cap_gb": CAP / 1e9}
 

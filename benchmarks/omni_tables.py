@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 # The nearest project's own code on one NVIDIA H200, fp16 autocast, not compiled, same inputs, batch 16: ms a training step
 PEER_MS = {False: {"image→image": 56, "image→text": 52, "text→image": 58, "video→audio": 58, "audio→video": 55},
            True: {"image→image": 72, "image→text": 85, "text→image": 76, "video→audio": 78, "audio→video": 85}}
-PEER_GENERATE_MS, PEER_PARAMETERS = 540, 127.8e6
+PEER_GENERATE_MS, PEER_PARAMETERS = 540, 127.8e6  # 64 tokens of text, batch 1
 TRIED = "Not measured yet: `{}` writes `benchmarks/results/{}`, from which this table is made.\n"
 
 

@@ -19,9 +19,11 @@ from torch import Tensor
 from omnilatent import LatentNeuralHook
 from omnilatent.cli.main import main as command
 from omnilatent.data.mel import write_sound
+from omnilatent.omni.evaluation import psnr
 from omnilatent.omni.examples import collate, open_examples
 from omnilatent.omni.model import OmniLatentModel
 from omnilatent.omni.saving import load
+from omnilatent.training.checkpoint import stated_step
 
 MODEL = "--hidden-dim 96 --num-layers 3 --num-heads 4 --batch-size 32 --lr 6e-3 --warmup 20 --ema-decay 0.95 --validation-examples 32"
 
@@ -31,11 +33,6 @@ def pictures(model: OmniLatentModel, inputs: dict[str, Tensor]) -> tuple[Tensor,
     source = model.read(inputs)
     likeliest, drawn = (model.answer(source, "image", (32, 32), steps=steps).clamp(0, 1) for steps in (0, None))
     return likeliest, drawn
-
-
-def psnr(made: Tensor, true: Tensor) -> float:
-    """Of each, in dB, then the mean."""
-    return float(-10 * (made - true).square().flatten(1).mean(1).clamp_min(1e-10).log10().mean())
 
 
 def labelled(rows: dict[str, tuple[Tensor, Tensor]], columns: int = 8, scale: int = 2) -> Image.Image:
@@ -57,11 +54,13 @@ def main(argv: list[str] | None = None) -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--run", type=Path, help="a run of an omni recipe instead of training one")
     arguments.add_argument("--out", type=Path, default=Path("demo"))
-    arguments.add_argument("--steps", type=int, default=400)
+    arguments.add_argument("--steps", type=int, default=400, help="train to so many; an earlier demo's run in OUT goes on from where it is")
     chosen = arguments.parse_args(argv)
     run = chosen.run or chosen.out / "run"
-    if chosen.run is None and not (run / "final").exists():
-        code = command(["train", "omni", "--data", "digits", "--out", str(run), "--steps", str(chosen.steps), *MODEL.split()])
+    if chosen.run is None and stated_step(run / "final") < chosen.steps:
+        begun = (run / "run.json").exists()
+        how = ["--resume", str(run)] if begun else ["omni", "--data", "digits", "--out", str(run), *MODEL.split()]
+        code = command(["train", *how, "--steps", str(chosen.steps)])
         if code:
             raise SystemExit(code)
     model = load(run)
@@ -86,9 +85,10 @@ def main(argv: list[str] | None = None) -> None:
         rows["from all four"] = pictures(model, data)
         print("\ndigits as pictures, held out: likeliest, drawn")
         for name, (likeliest, drawn) in list(rows.items())[1:]:
-            print(f"  {name:>13} {psnr(likeliest, data['image']):6.1f} {psnr(drawn, data['image']):6.1f} dB")
-        print(f"  {'mean picture':>13} {psnr(mean.expand_as(data['image']), data['image']):6.1f} dB; what is no better is not learned yet: "
-              "train longer, with --steps")
+            print(f"  {name:>13} {psnr(likeliest, data['image']).mean():6.1f} {psnr(drawn, data['image']).mean():6.1f} dB")
+        null = psnr(mean.expand_as(data["image"]), data["image"]).mean()
+        print(f"  {'mean picture':>13} {null:6.1f} dB; what is no better is not learned yet: "
+              f"train longer{'' if chosen.run else ', with --steps'}")
         ids = torch.tensor([model.tokenizer.encode("three")])
         wave = model.mel.to_wave(model("text", ids, "audio")["output"][0].clamp(0, 1))
     chosen.out.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ from omnilatent import LatentNeuralHook, OmniLatentModel
 from omnilatent.data.digit_world import EMBEDDED, WORDS, DigitWorld, open_world
 from omnilatent.devices import choose_device
 from omnilatent.errors import UserError
+from omnilatent.omni.evaluation import written_exactly
 from omnilatent.omni.losses import text_terms
 from omnilatent.omni.saving import load
 from omnilatent.omni.tokenizer import pad
@@ -108,8 +109,7 @@ class Lesson:
         """Of the held-out digits, those whose word among `words` the model writes."""
         wanted = self.ids(words)[self.held_out.labels]
         written = self.model.generate(inputs, max_len=wanted.shape[1] + 1, vectors=vectors)
-        written = nn.functional.pad(written, (0, wanted.shape[1] + 1 - written.shape[1]))
-        return float((written == nn.functional.pad(wanted, (0, 1))).all(1).float().mean())
+        return float(written_exactly(written, wanted).float().mean())
 
     def base(self) -> dict[str, Tensor]:
         """A copy of every weight that is no hook's."""

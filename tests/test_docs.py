@@ -122,7 +122,8 @@ def test_the_python_of_the_any_to_any_page_runs(here: Path) -> None:
     ("hooks.py", ["modality", "--model", "runs/omni", "--steps", "2"]),
 ])
 def test_an_example_runs(example: str, arguments: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(ROOT / "examples" / example))["main"](arguments)
+    main = runpy.run_path(str(ROOT / "examples" / example))["main"]
+    main(arguments)
     printed = capsys.readouterr().out
     if example == "walk.py":
         with Image.open("walk.png") as strip:
@@ -132,6 +133,11 @@ def test_an_example_runs(example: str, arguments: list[str], here: Path, capsys:
         with Image.open("demo/pictures.png") as sheet:
             assert sheet.size == (100 + 2 * (16 * 32 + 16), 24 + 2 * 6 * 32)
         assert "from image" in printed and "mean picture" in printed
+        asked: list[list[str]] = []
+        main.__globals__["command"] = lambda argv: asked.append(argv) or 2
+        with pytest.raises(SystemExit):
+            main(["--out", "demo", "--steps", "3"])
+        assert asked == [["train", "--resume", "demo/run", "--steps", "3"]]  # more steps are taken, not ignored
     elif example == "hooks.py":
         assert re.search("by touch +[0-9.]+%", printed) and re.search("weights as before +yes", printed)
     else:

@@ -1,5 +1,10 @@
 """Judges of digits, and the matrix that they fill."""
 
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +14,9 @@ from omnilatent.omni.coherence import coherence
 from omnilatent.omni.model import OmniLatentModel
 from omnilatent.omni.recipes import debug_omni
 from omnilatent.omni.tokenizer import ByteTokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import omni_digits  # noqa: E402
 
 TRAINING, TEST = open_world("digits")
 
@@ -90,3 +98,14 @@ def test_a_model_that_copies_is_read_as_well_as_the_real_thing(reader: Reader) -
     shown = _any_shape(reader)
     cell = coherence(model, TEST, {"image": shown, "audio": shown, "video": shown}, 200, [("image",)], steps=0)["image", "image"]
     assert cell.accuracy == reader.accuracy and cell.null < 0.3 and cell.frechet == pytest.approx(0, abs=1e-3) and cell.psnr == 100
+
+
+def test_a_trial_is_not_written_over_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(omni_digits, "RESULTS", tmp_path / "record.json")
+    trial = omni_digits.OmniDigits("digits", small=True)
+    omni_digits.write(trial, {"steps": 60})
+    assert not any(tmp_path.iterdir())
+    omni_digits.write(replace(trial, results=tmp_path / "trial.json"), {"steps": 60})
+    omni_digits.write(replace(trial, small=False), {"steps": 12_000})
+    assert (tmp_path / "record.json").read_text(encoding="utf-8") == json.dumps({"omni": {"steps": 12_000}}, indent=1) + "\n"
+    assert (tmp_path / "trial.json").exists()

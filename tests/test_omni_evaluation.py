@@ -9,7 +9,7 @@ import torch
 
 from omnilatent.cli.main import main
 from omnilatent.omni.diagnostics import ABOUT, contributions, diagnose, effective_rank, ranks
-from omnilatent.omni.evaluation import latents, reconstruction, translation
+from omnilatent.omni.evaluation import latents, psnr, reconstruction, translation, written_exactly
 from omnilatent.omni.examples import collate, open_examples
 from omnilatent.omni.model import OmniLatentModel
 from omnilatent.omni.recipes import debug_omni
@@ -37,6 +37,14 @@ def test_figures_have_their_nulls(model: OmniLatentModel, data: dict[str, torch.
     assert all(f["moves"] > 0 for f in pairs.values())
     found = latents(model, data)
     assert found["image↔video"]["chance"] == 1 / 8 and len(found) == 4 + 6
+
+
+def test_the_figures_of_one_example() -> None:
+    true = torch.zeros(3, 2, 5)
+    assert psnr(torch.stack([true[0], true[0] + 0.1, true[0] + 1]), true).tolist() == pytest.approx([100, 20, 0], abs=1e-4)
+    wanted = torch.tensor([[5, 6, 0], [5, 6, 7], [5, 6, 7]])
+    assert written_exactly(torch.tensor([[5, 6], [5, 6], [5, 6]]), wanted).tolist() == [True, False, False]
+    assert written_exactly(torch.tensor([[5, 6, 0, 8], [5, 6, 7, 0], [5, 6, 7, 8]]), wanted).tolist() == [False, True, False]
 
 
 def test_a_model_that_looks_at_no_source_does_not_move(data: dict[str, torch.Tensor]) -> None:

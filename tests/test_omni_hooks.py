@@ -193,5 +193,8 @@ def test_a_voice_learns_begins_silent_and_goes_to_disk(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="letters is there and holds no hook"):
         hook.save(tmp_path / "letters")
     assert not LatentNeuralHook("fresh", 2, 32, voice=4).up.any() and LatentNeuralHook("mute", 2, 32).voice is None
+    for name in ("keys", "training"):
+        with pytest.raises(ValueError, match=f"PyTorch's modules use the name '{name}' themselves: give the hook another"):
+            LatentNeuralHook(name, 2, 32)
     with pytest.raises(ValueError, match="voice >= 0; got 2, 32, \\[0\\], -1"):
         LatentNeuralHook("bad", 2, 32, voice=-1)

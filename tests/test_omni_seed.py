@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from omnilatent import LatentNeuralHook, OmniLatentConfig, OmniLatentModel, UserError
+from omnilatent.omni.examples import collate
 from omnilatent.omni.saving import load
+from omnilatent.omni.tokenizer import ByteTokenizer
 from omnilatent.training import Trainer, collate_multimodal
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -182,3 +184,5 @@ def test_examples_that_are_no_batch_are_told() -> None:
         collate_multimodal([{name: t[0] for name, t in GOOD.items()}, {"text": GOOD["text"][0]}])
     with pytest.raises(UserError, match=r"audio of a batch has one shape; got \(128, 40\) and \(128, 41\): crop or pad"):
         collate_multimodal([{"audio": torch.rand(128, frames)} for frames in (40, 41)])
+    with pytest.raises(UserError, match=r"image of a batch has one shape; got \(3, 8, 8\) and \(3, 8, 9\): crop or pad"):
+        collate([{"text": "a", "image": torch.rand(3, 8, wide)} for wide in (8, 9)], ByteTokenizer())

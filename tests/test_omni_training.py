@@ -6,7 +6,9 @@ import sys
 import tarfile
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +145,59 @@ def test_the_trainer_takes_a_model_a_configuration_and_a_loader(tmp_path: Path) 
     assert load(tmp_path / "run").config.hidden_dim == 32
 
 
+class Noted(Toy):
+    """Notes what is read of it."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        self.read.append(i)
+        return super().__getitem__(i)
+
+
+def test_a_run_of_the_trainer_goes_on_where_its_shuffled_loader_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """3 of 10 steps and then the rest, 4 batches a pass: the same weights, best and order as without the break."""
+    def trainer(out: Path, data: Toy, steps: int = 10) -> Trainer:
+        torch.manual_seed(0)
+        config = OmniLatentConfig(hidden_dim=32, num_layers=1, num_heads=2, vocab_size=259, image_size=(16, 16), batch_size=2,
+                                  max_steps=steps, gradient_checkpointing=False)
+        loader = DataLoader(data, batch_size=2, collate_fn=collate_multimodal, shuffle=True)
+        return Trainer(OmniLatentModel(config), config, loader, out=out, run=RunConfig(save_every=3, validate_every=2, keep=9, device="cpu"))
+
+    whole, parts, once, again = tmp_path / "whole", tmp_path / "parts", Noted(), Noted()
+    figures = trainer(whole, once).train()
+    assert len(once.read) == 20 and sorted(once.read[:8]) == sorted(once.read[8:16]) == list(range(8))
+    assert once.read[:8] != once.read[8:16]  # each pass in another order
+    trainer(parts, Noted()).train()
+    went_on = trainer(tmp_path / "other", again)
+    assert went_on.train(resume=parts / "step-6") == figures and went_on.out == parts
+    assert again.read == once.read[8:]  # not the first pass; of the second, the half that it had is passed over
+    first, second = (load_file(run / "final" / "model.safetensors") for run in (whole, parts))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert trainer(parts, Noted()).train(resume=parts) == figures  # the run's folder stands for its furthest checkpoint
+    with pytest.raises(UserError, match="parts holds a run already: go on with train.resume=.*parts'., or give another out"):
+        trainer(parts, Noted()).train()
+    with pytest.raises(UserError, match="there is no run; give the folder that holds its run.json"):
+        trainer(tmp_path / "new", Noted()).train(resume=tmp_path / "nowhere" / "step-1")
+    assert main(["train", "--resume", str(parts)]) == 2
+    assert "parts is a run of Trainer: go on with it in Python" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_loader_without_length_goes_on_over_its_passes(tmp_path: Path) -> None:
+    class Endless:
+        def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+            return ({"text": torch.full((1, 2), 3 + number)} for number in range(3))
+
+    config = OmniLatentConfig(hidden_dim=32, num_layers=1, num_heads=2, modalities=("text",), vocab_size=259, batch_size=1)
+    model = OmniLatentModel(config)
+    whole, later = ([int(batch["text"][0, 0]) for batch in islice(Trainer(model, config, Endless()).task._given(start), 20)]
+                    for start in (0, 7))
+    assert later[:13] == whole[7:] and whole[:7] == [3, 4, 5, 3, 4, 5, 3]
+    with pytest.raises(UserError, match="an iterator or generator cannot be begun again: give a DataLoader"):
+        list(islice(Trainer(model, config, iter(Endless())).task._given(0), 4))
+
+
 def test_a_model_of_own_spectrograms_hears_and_makes_sound_files_when_it_knows_what_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +274,7 @@ def test_it_learns_to_name_and_to_copy_digits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("argv", "sentence"), [
     (["--accumulate", "2"], "--accumulate is not for omni recipes"),
     (["--data", "nowhere"], "nowhere"),
+    (["--guidance", "2"], "--guidance 2 needs a part that is learned without a source: give --unconditional-share 0.1"),
     (["--fused-share", "2"], "--fused-share is a share, 0 to 1; got 2"),
     (["--init", "kl-f8-small"], "kl-f8-small is a model of the kind 'kl', which turns no modality into another"),
 ])
@@ -226,6 +282,27 @@ def test_bad_input_gives_one_sentence(argv: list[str], sentence: str, tmp_path: 
     assert main(["train", "debug-omni", "--out", str(tmp_path / "run"), *argv]) == 2
     told = capsys.readouterr()
     assert sentence in " ".join((told.err + told.out).split()) and "Traceback" not in told.err
+
+
+def test_memory_that_ran_out_is_answered_with_options_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch size that is named is one of which every job's part fits."""
+    learned = OmniTask._learn
+
+    def hungry(self: OmniTask, key, data):  # noqa: ANN001, ANN202
+        if max(map(len, data.values())) > 1:
+            raise torch.OutOfMemoryError("CUDA")
+        return learned(self, key, data)
+
+    monkeypatch.setattr(OmniTask, "_learn", hungry)
+    config = debug_omni()  # 8 examples for 4 jobs
+    with pytest.raises(UserError, match="Out of memory at step 0 with batches of 8: begin anew with --batch-size 4, which fits, or "
+                                        "--gradient-checkpointing; what was saved before is untouched."):
+        train(OmniTask(config, "digits", None, lambda file, reason: None), config.run, tmp_path / "run", launch_fabric(config.run),
+              quiet=True)
+    small = OmniLatentConfig(**WORLD, hidden_dim=32, num_layers=1, num_heads=2, batch_size=2, max_steps=1)
+    monkeypatch.setattr(OmniTask, "_learn", lambda self, key, data: torch.empty(2**48))
+    with pytest.raises(UserError, match="batches of 2: give batches of fewer examples, or set gradient_checkpointing=True"):
+        Trainer(OmniLatentModel(small), small, [{"text": torch.full((2, 2), 5)}], out=tmp_path / "own").train()
 
 
 def coco(folder: Path, pictures: int = 12) -> Path:
@@ -273,6 +350,15 @@ def test_omni_coco_learns_from_cocos_own_json_and_from_tars(tmp_path: Path, caps
     (tmp_path / "annotations" / "captions_val2017.json").write_text("[]")
     assert main(["train", "omni-coco", "--data", str(data), "--out", str(tmp_path / "other"), *TINY]) == 2
     assert "captions_val2017.json is not COCO's JSON of captions" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_model_of_four_modalities_learns_and_is_validated_on_the_two_that_the_examples_have(tmp_path: Path) -> None:
+    data = coco(tmp_path)
+    argv = ["--steps", "2", "--validate-every", "1", "--validation-examples", "2", "--text-tokens", "12"]
+    assert main(["train", "debug-omni", "--data", str(data), "--out", str(tmp_path / "run"), *argv]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [set(name for name in row if "→" in name) for row in rows if "fit" in row] == 2 * [
+        {"text→text", "text→image psnr", "image→text", "image→image psnr"}]
 
 
 def test_synthetic_examples_are_of_the_models_sizes(tmp_path: Path) -> None:

@@ -32,12 +32,13 @@ def sine(hertz: float, amplitude: float = 0.5, samples: int = 8_000) -> torch.Te
     return amplitude * torch.sin(2 * torch.pi * hertz * torch.arange(samples) / SPEC.rate)
 
 
-def saved(folder: Path, mel: MelSpec | None = SPEC, modalities: tuple[str, ...] = ("text", "audio", "image", "video")) -> Path:
+def saved(folder: Path, mel: MelSpec | None = SPEC, modalities: tuple[str, ...] = ("text", "audio", "image", "video"),
+          **more: object) -> Path:
     """An untrained model."""
     torch.manual_seed(0)
     folder.mkdir()
     model = OmniLatentModel(replace(debug_omni().model, modalities=modalities)).eval()
-    save(folder, model, ByteTokenizer(), mel, "---\nlicense: mit\n---\n# A card")
+    save(folder, model, ByteTokenizer(), mel, "---\nlicense: mit\n---\n# A card", **more)
     return folder
 
 
@@ -47,6 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("translate")
     saved(folder / "model")
     saved(folder / "mute", mel=None)
+    saved(folder / "guided", training={"unconditional_share": 0.1})
     saved(folder / "pictures", mel=None, modalities=("text", "image"))
     (saved(folder / "lost") / "tokenizer.json").unlink()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 41, 3), dtype=np.uint8)).save(folder / "picture.jpg")
@@ -229,6 +231,20 @@ def test_info_describes_an_any_to_any_model(here: Path, capsys: pytest.CaptureFi
     assert main(["info", "pictures"]) == 0 and "mel:" not in capsys.readouterr().out
 
 
+def test_guidance_is_for_a_model_that_learned_without_a_source(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def picture(*options: str) -> bytes:
+        return made(tmp_path, "words.txt", "--to", "image", *options, model="guided").read_bytes()
+
+    assert picture("--guidance", "1") == picture() != picture("--guidance", "2") != picture("--guidance", "0")
+    capsys.readouterr()
+    assert main(["translate", "model", "words.txt", "--to", "image", "--guidance", "2", "--out", str(tmp_path / "x.png")]) == 2
+    assert "--guidance 2: model never learned to make anything of no source" in capsys.readouterr().err
+    for name, said in (("guided", "8 steps, guidance 1 (none), unless asked for otherwise"), ("model", "8 steps, no guidance: it")):
+        assert main(["info", name]) == 0 and said in capsys.readouterr().out
+
+
 BAD = [
     ("picture.jpg --to image --out x.wav", "x.wav does not fit: image is written as .png"),
     ("picture.jpg --to image --out model.png/x.png --size 2 2 2", "--size of image has 2 numbers; got 3"),
@@ -253,6 +269,9 @@ BAD = [
     ("picture.jpg --to image --beams 2", "--beams is for text: leave it out with --to image"),
     ("picture.jpg --to image --rate 2", "--rate is for video"),
     ("picture.jpg --to image --steps -1", "--steps -1: give at least 0"),
+    ("picture.jpg --to image --guidance nan", "--guidance nan: give at least 0"),
+    ("picture.jpg --to text --guidance 2", "--guidance is for image, audio, video: leave it out with --to text"),
+    ("picture.jpg --to image --guidance 2 --steps 0", "--steps 0 is the regression: leave one of them out"),
     ("picture.jpg --to image --seed -1", "--seed -1: give at least 0"),
     ("picture.jpg --to video --rate nan", "--rate nan: give 0.1 to 1000 frames a second"),
     ("picture.jpg --to video --size 1 2 3 4", "--size of video has 3 numbers; got 4"),

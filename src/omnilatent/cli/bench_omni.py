@@ -76,7 +76,10 @@ def main(argv: list[str]) -> None:
     else:
         module, function = RECIPES[options.name].split(":")
         torch.manual_seed(0)
-        config = replace(getattr(import_module(module), function)().model, **changes)
+        try:
+            config = replace(getattr(import_module(module), function)().model, **changes)
+        except ValueError as failure:  # a sentence of the configuration's own
+            raise UserError(f"{failure}.") from failure
         model, tokenizer = OmniLatentModel(config).eval().to(device), ByteTokenizer()
     held_out = open_examples(options.data, None, 0, model.config)[1]
     batch = collate([held_out.sample(i) for i in range(options.batch_size)], tokenizer)

@@ -123,6 +123,8 @@ def resume(path: Path, argv: list[str], recipe: str | None = None) -> None:
 def _saved(file: Path) -> tuple[TrainOptions[Any], str]:
     """The options and the command of a run's run.json."""
     saved = read_json(file)
+    if "trainer" in saved:
+        raise UserError(f"{file.parent} is a run of Trainer: go on with it in Python, by train(resume={str(file.parent)!r}).")
     try:
         config = from_json(type(_recipe_config(saved["options"]["config"]["recipe"])), saved["options"]["config"])
         before = from_json(TrainOptions, {**saved["options"], "config": None})

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ..omni.model import OmniLatentModel
 
 ONLY = {"max_len": ("text",), "temperature": ("text",), "top_p": ("text",), "beams": ("text",), "rate": ("video",),
-        "size": ("image", "audio", "video"), "steps": ("image", "audio", "video")}  # options of some targets
+        **dict.fromkeys(("size", "steps", "guidance"), ("image", "audio", "video"))}  # options of some targets
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Translate:
     """take pictures and videos at their own size, all frames, and sounds at their own length"""
     steps: int | None = None
     """of the flow, for all but text; 0: what is likeliest on average instead of a drawn example"""
+    guidance: float | None = None
+    """of the flow: above 1 it follows the source more than it learned to, 1 as it learned; by default the model's own"""
     seed: int = 0
     """of what is drawn"""
     max_len: int | None = None
@@ -87,6 +90,10 @@ class Translate:
             numbers = value if isinstance(value, tuple) else () if value is None else (value,)
             if min(numbers, default=low) < low:
                 raise UserError(f"--{name.replace('_', '-')} {' '.join(map(str, numbers))}: give at least {low}.")
+        if self.guidance is not None and not 0 <= self.guidance < math.inf:
+            raise UserError(f"--guidance {self.guidance:g}: give at least 0.")
+        if self.guidance is not None and self.steps == 0:
+            raise UserError("--guidance is of the flow, and --steps 0 is the regression: leave one of them out.")
         if self.seed >= 2**63:
             raise UserError(f"--seed {self.seed}: give less than 2^63.")
         if not 0.1 <= self.rate <= 1000:
@@ -110,7 +117,7 @@ def main(argv: list[str]) -> None:
 
     from ..devices import choose_device
     from ..omni.files import mel_of, write_target
-    from ..omni.saving import load
+    from ..omni.saving import learned_without_source, load
 
     model = load(options.name, choose_device(options.device))
     device = model.places.linear.weight.device
@@ -118,6 +125,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{options.name} makes {', '.join(model.modalities)}, and no {options.to}.")
     if options.to == "audio":
         mel_of(model)
+    if options.guidance not in (None, 1) and not learned_without_source(options.name):
+        raise UserError(f"--guidance {options.guidance:g}: {options.name} never learned to make anything of no source, which guidance "
+                        "leads away from: train one with --unconditional-share 0.1.")
     size = target_size(options, model)
     inputs = {kind: data.to(device) for kind, data in sources(options, kinds, model).items()}
     try:
@@ -128,7 +138,7 @@ def main(argv: list[str]) -> None:
                                       beams=options.beams, generator=generator)
                 print(model.tokenizer.decode(made[0].tolist()))
             else:
-                made = model.answer(model.read(inputs), options.to, size, generator, options.steps)
+                made = model.answer(model.read(inputs), options.to, size, generator, options.steps, options.guidance)
     except ValueError as failure:  # a sentence of the model's own
         raise UserError(f"{failure}.") from failure
     if out is not None:

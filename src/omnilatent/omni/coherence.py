@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data.digit_world import DigitWorld, Recording, heard
 from ..metrics.digit_readers import Reader, read_words
 from ..metrics.moments import RunningMoments
+from .evaluation import psnr
 from .model import OmniLatentModel
 from .tokenizer import pad
 
@@ -79,14 +80,13 @@ def coherence(
                 read.append(readers[target].read(made[-1]).cpu())
             digits = torch.cat(read)
             accuracy, null = ((digits == wanted).float().mean().item() for wanted in (labels, labels.roll(1)))
-            distance, psnr, ceiling = None, None, 1.0
+            distance, decibels, ceiling = None, None, 1.0
             if target != "text":
                 whole, ceiling = torch.cat(made), readers[target].accuracy
                 distance = _moments(readers[target], whole).distance(real[target])
                 if tuple(names) == (target,):
-                    error = (whole - data[target]).square().flatten(1).mean(1)
-                    psnr = float(-10 * error.clamp_min(1e-10).log10().mean())
-            found["+".join(names), target] = Cell(accuracy, null, ceiling, distance, psnr)
+                    decibels = float(psnr(whole, data[target]).mean())
+            found["+".join(names), target] = Cell(accuracy, null, ceiling, distance, decibels)
     return found
 
 

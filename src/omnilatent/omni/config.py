@@ -163,3 +163,6 @@ class OmniTraining:
         """Refuse what cannot be, before anything is opened."""
         if self.run.accumulate > 1:
             raise UserError("--accumulate is not for omni recipes: take a smaller --batch-size, or --gradient-checkpointing.")
+        if self.model.guidance != 1 and not self.pairs.unconditional_share:
+            raise UserError(f"--guidance {self.model.guidance:g} needs a part that is learned without a source: give "
+                            "--unconditional-share 0.1.")

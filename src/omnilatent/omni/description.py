@@ -8,7 +8,7 @@ from .. import hub
 from .latents import LatentModality
 from .model import OmniLatentModel
 from .patches import AXES, PatchModality
-from .saving import KIND, load
+from .saving import KIND, learned_without_source, load
 from .tokenizer import ByteTokenizer
 
 
@@ -32,7 +32,7 @@ def facts(name: str) -> tuple[dict[str, str], str]:
                f"{mel.rate} Hz, {mel.bands} bands of {mel.low:g} to {mel.high:g} Hz, window {mel.n_fft}, hop {mel.hop}, 0 is "
                f"{mel.floor_db:g} dB",
         "tokenizer": f"{own}, {model.tokenizer.vocab_size:,} ids",
-        "flow": f"{config.flow_steps} steps" if config.flow_steps else "none: regression",
+        "flow": f"{config.flow_steps} steps, {_guidance(model, place)}" if config.flow_steps else "none: regression",
         "parameters": f"{size:,}",
         "weights": f"sha256 {hub.file_hash(place / 'model.safetensors')}",
         "licence": hub.card_licence(place),
@@ -41,6 +41,12 @@ def facts(name: str) -> tuple[dict[str, str], str]:
     if "audio" not in config.modalities:
         del found["mel"]
     return found, _card(place)
+
+
+def _guidance(model: OmniLatentModel, place: Path) -> str:
+    if not learned_without_source(place):
+        return "no guidance: it learned nothing without a source"
+    return f"guidance {model.config.guidance:g}{' (none)' if model.config.guidance == 1 else ''}, unless asked for otherwise"
 
 
 def _modality(model: OmniLatentModel, name: str) -> str:

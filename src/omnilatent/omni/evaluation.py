@@ -1,5 +1,6 @@
 """An any-to-any model on held-out data: the seed's figures by name, and what they leave out.
 
+- `psnr`, `written_exactly`: of each example. `present`: the modalities that can be measured.
 - `reconstruction`: each modality to itself. `translation`: eight pairs. `latents`: whether the modalities of one example lie together.
 
 Validity, mean and spread (the seed's figures of a translation) say nothing about its meaning; beside them stands how far an output
@@ -13,15 +14,29 @@ from itertools import combinations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity, normalize, pad
 
 from .model import OmniLatentModel
 from .patches import PatchModality
+from .text import PAD
 
 PAIRS = (("image", "text"), ("text", "image"), ("image", "audio"), ("audio", "image"), ("audio", "video"), ("video", "audio"),
          ("video", "text"), ("text", "video"))
 Figures = dict[str, dict[str, float]]
 BATCH = 32
+
+
+def psnr(made: Tensor, true: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each example `(b,)`, of pictures, sounds or videos `(b, …)` in [0, 1] as they are, not
+    rounded to 8 bits (`metrics.pixel` does that); at most 100."""
+    return -10 * (made - true).square().flatten(1).mean(1).clamp_min(1e-10).log10()
+
+
+def written_exactly(wrote: Tensor, wanted: Tensor) -> Tensor:
+    """Whether each text of ids `(b, n)` is the one of `(b, m)`, but for padding at the right: bool `(b,)`."""
+    longest = max(wrote.shape[1], wanted.shape[1])
+    a, b = (pad(ids, (0, longest - ids.shape[1]), value=PAD) for ids in (wrote, wanted))
+    return (a == b).all(1)
 
 
 def present(model: OmniLatentModel, data: Mapping[str, Tensor]) -> list[str]:
@@ -43,14 +58,12 @@ def reconstruction(model: OmniLatentModel, data: Mapping[str, Tensor]) -> Figure
                 right = (model.text_logits(model.read({name: batch}), batch).argmax(-1) == labels)[labels >= 0]
                 rights.append(right)
                 wrote = model.generate(name, batch, max_len=batch.shape[1] + 1)
-                wrote = torch.nn.functional.pad(wrote, (0, batch.shape[1] + 1 - wrote.shape[1]))
-                exact.append((wrote == torch.nn.functional.pad(batch, (0, 1))).all(1))
+                exact.append(written_exactly(wrote, batch))
             found[name] = {"token_accuracy": torch.cat(rights).float().mean().item(),
                            "exact": torch.cat(exact).float().mean().item()}
             continue
         made = torch.cat([model.reconstruct(name, batch)["output"].float().clamp(0, 1) for batch in whole.split(BATCH)])
-        error = (made - whole).square().flatten(1).mean(1)
-        found[name] = {"mse": error.mean().item(), "psnr": (-10 * error.clamp_min(1e-10).log10()).mean().item(),
+        found[name] = {"mse": (made - whole).square().mean().item(), "psnr": psnr(made, whole).mean().item(),
                        "cosine": cosine_similarity(made.flatten(1), whole.flatten(1)).mean().item()}
     return found
 

@@ -1,7 +1,8 @@
 """What a model learns from: examples with some of the modalities, and their batches.
 
 - `Examples`: the protocol. `DigitExamples`, `CaptionExamples`, `SyntheticExamples`. `open_examples`: by DATA.
-- `OmniBatch`, `collate`: one step's examples as tensors by modality. `omni_batches`: the steps, made in worker processes.
+- `OmniBatch`, `collate`, `collate_multimodal`: one step's examples as tensors by modality.
+- `omni_batches`: the steps, made in worker processes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from ..data.workers import made_in_workers
 from ..errors import UserError
 from .config import MODALITIES, OmniModelConfig
 from .pairs import Job, Plan
-from .tokenizer import Tokenizer, pad
+from .text import PAD
+from .tokenizer import Tokenizer
 
 SKIPPED = "skipped"
 Example = Mapping[str, Tensor | str | list[tuple[str, str]]]
@@ -149,18 +151,37 @@ class OmniBatch:
         return self.map(lambda t: t[: count // 2]) if count > 1 else None
 
 
-def collate(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """Examples with the same modalities → modality → batch; text padded with 0.
+def collate_multimodal(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Examples → modality → batch; texts, `(n,)` int64, are padded with 0 to the longest.
 
     Raises:
-        UserError: the examples do not all have the same modalities, or sizes.
+        UserError: the examples have not all the same modalities, or shapes.
     """
-    names = set(examples[0])
+    batch: dict[str, Tensor] = {}
     for example in examples:
-        if set(example) != names:
-            raise UserError(f"the examples of a batch have the same modalities; got {sorted(names)} and {sorted(example)}.")
-    return {name: pad([tokenizer.encode(str(e[name])) for e in examples]) if name == "text"
-            else torch.stack([torch.as_tensor(e[name]) for e in examples]) for name in examples[0] if name != SKIPPED}
+        if set(example) != set(examples[0]):
+            raise UserError(f"the examples of a batch have the same modalities; got {', '.join(examples[0]) or 'none'} and "
+                            f"{', '.join(example) or 'none'}.")
+    for name in examples[0]:
+        parts = [example[name] for example in examples]
+        if name == "text":
+            longest = max(1, *map(len, parts))
+            parts = [torch.nn.functional.pad(ids, (0, longest - len(ids)), value=PAD) for ids in parts]
+        shapes = list(dict.fromkeys(tuple(part.shape) for part in parts))
+        if len(shapes) > 1:
+            raise UserError(f"{name} of a batch has one shape; got {shapes[0]} and {shapes[1]}: crop or pad the examples, or give "
+                            "batches of one size.")
+        batch[name] = torch.stack(parts)
+    return batch
+
+
+def collate(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """`collate_multimodal` of examples whose texts are strings, which a tokenizer makes ids of."""
+    def tensors(example: Example) -> dict[str, Tensor]:
+        return {name: torch.tensor(tokenizer.encode(str(data)), dtype=torch.int64) if name == "text" else torch.as_tensor(data)
+                for name, data in example.items() if name != SKIPPED}
+
+    return collate_multimodal([tensors(example) for example in examples])
 
 
 def omni_batches(

@@ -73,6 +73,8 @@ class LatentHookConfig:
     def __post_init__(self) -> None:
         if not self.name or "." in self.name or "/" in self.name:
             raise ValueError(f"a hook's name is a word without dot and slash; got {self.name!r}")
+        if hasattr(nn.ModuleDict(), self.name):  # in which models keep their hooks by name
+            raise ValueError(f"PyTorch's modules use the name {self.name!r} themselves: give the hook another")
         if self.num_tokens < 0 or self.dim < 1 or self.voice < 0 or not self.target_layers or min(self.target_layers) < 0:
             raise ValueError("a hook has num_tokens >= 0, dim >= 1, target_layers from 0 on and voice >= 0; got "
                              f"{self.num_tokens}, {self.dim}, {list(self.target_layers)}, {self.voice}")

@@ -1,6 +1,7 @@
 """A model on disk: weights, configuration, tokenizer, and what its mel spectrograms are.
 
 - `save`, `load`: a folder, or a run's, or a bundled model's name.
+- `learned_without_source`: whether guidance means anything to a saved model.
 """
 
 from __future__ import annotations
@@ -65,6 +66,12 @@ def load(name: str | Path, device: str | torch.device = "cpu", codecs: Mapping[s
     model.tokenizer = tokenizer
     model.mel = None if saved.get("mel") is None else MelSpec(**saved["mel"])
     return model.eval().to(device)
+
+
+def learned_without_source(name: str | Path) -> bool:
+    """Whether a saved model was also trained to make things of nothing, by `PairConfig.unconditional_share`, as guidance needs."""
+    training = hub.read_config(hub.locate(hub.split_label(str(name))[1])).get("training") or {}
+    return bool(training.get("unconditional_share"))
 
 
 def _refuse_other_weights(name: str | Path, codecs: Mapping[str, Codec], hashes: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.workers import own_cores
 from ..errors import UserError
@@ -21,6 +21,7 @@ from ..training.schedule import warmup_cosine
 from ..training.task import Logged
 from .card import card
 from .config import OmniTraining
+from .evaluation import present, psnr, written_exactly
 from .examples import Examples, OmniBatch, collate, omni_batches, open_examples
 from .learning import OmniLearning
 from .model import OmniLatentModel
@@ -116,6 +117,10 @@ class OmniTask:
     def halve(self, batch: OmniBatch) -> OmniBatch | None:
         return batch.halved()
 
+    def remedy(self, fits: int) -> str:
+        """What helps when memory ran out and a batch of `fits` examples did not need too much (0: unknown)."""
+        return f"begin anew with {f'--batch-size {fits}, which fits' if fits else 'a smaller --batch-size'}, or --gradient-checkpointing"
+
     def step(self, batch: OmniBatch, position: int) -> Logged:
         for file, reason in batch.skipped:
             self.skipped(file, reason)
@@ -158,26 +163,27 @@ class OmniTask:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Regressed PSNR of each target and the share of texts written exactly, from each source; `fit` is their mean, a
-        PSNR counted as a share of 40 dB."""
+        """Regressed PSNR of each target and the share of texts written exactly, from each source that the examples have; `fit` is
+        their mean, a PSNR counted as a share of 40 dB."""
         model = self.ema.average.model
         count = min(self.config.validation_examples, len(self.held_out))
         data = collate([self.held_out.sample(i) for i in range(count)], self.tokenizer)
         data = {name: t.to(self.fabric.device) for name, t in data.items()}
         figures: dict[str, float] = {}
         made: dict[tuple[str, str], Tensor] = {}
-        for source in model.modalities:
+        names = present(model, data)
+        for source in names:
             read = model.read({source: data[source]})
-            for target, part in model.modalities.items():
+            for target in names:
+                part = model.part(target)
                 if isinstance(part, PatchModality):
                     size = part.size_of(data[target])
                     out = model.answer(read, target, size, steps=0).float().clamp(0, 1)
-                    error = (out - data[target]).square().flatten(1).mean(1)
-                    figures[f"{source}→{target} psnr"] = float(-10 * error.clamp_min(1e-10).log10().mean())
+                    figures[f"{source}→{target} psnr"] = float(psnr(out, data[target]).mean())
                     made[source, target] = out
                 else:
                     wrote = model.generate(source, data[source], max_len=data[target].shape[1] + 1)
-                    figures[f"{source}→{target}"] = _exact(wrote, data[target])
+                    figures[f"{source}→{target}"] = float(written_exactly(wrote, data[target]).float().mean())
         shares = [value / 40 if name.endswith("psnr") else value for name, value in figures.items()]
         self._picture = _sheet(data, made)
         return {"fit": sum(shares) / len(shares), **figures}
@@ -200,13 +206,6 @@ class OmniTask:
                     "run": dataclasses.asdict(config.run), "task": config.task, "step": step}
         save(folder, self.ema.average.model, self.tokenizer, self.examples.mel,
              card(config, self.examples.name, self.held_out.name, figures, step, self.command), training=training)
-
-
-def _exact(wrote: Tensor, wanted: Tensor) -> float:
-    """The share of rows that are the same but for padding at the right."""
-    longest = max(wrote.shape[1], wanted.shape[1])
-    a, b = (nn.functional.pad(t, (0, longest - t.shape[1])) for t in (wrote, wanted))
-    return float((a == b).all(1).float().mean())
 
 
 def _sheet(data: dict[str, Tensor], made: dict[tuple[str, str], Tensor], columns: int = 8) -> Tensor | None:

@@ -30,9 +30,9 @@ class Tokens:
         return Tokens(torch.cat((self.x, other.x), 1), torch.cat((self.positions, other.positions)), valid)
 
 
-def sequence(n: int, device: torch.device, start: int = 0) -> Tensor:
-    """Places start … start + n − 1 on all three axes `(n, 3)`."""
-    return torch.arange(start, start + n, device=device)[:, None].expand(n, 3)
+def sequence(n: int, device: torch.device) -> Tensor:
+    """Places 0 … n − 1 on all three axes `(n, 3)`."""
+    return torch.arange(n, device=device)[:, None].expand(n, 3)
 
 
 def grid(t: int, h: int, w: int, device: torch.device) -> Tensor:

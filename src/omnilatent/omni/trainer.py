@@ -9,10 +9,13 @@ A data set gives dictionaries of any of the model's modalities: `text` int64 ids
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,35 +33,10 @@ from .model import OmniLatentModel
 from .pairs import Plan
 from .saving import save
 from .task import OmniTask
-from .text import PAD
 from .tokenizer import ByteTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-
-def collate_multimodal(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Examples → modality → batch; texts, `(n,)` int64, are padded with 0 to the longest.
-
-    Raises:
-        UserError: the examples have not all the same modalities, or shapes.
-    """
-    batch: dict[str, Tensor] = {}
-    for example in examples:
-        if set(example) != set(examples[0]):
-            raise UserError(f"the examples of a batch have the same modalities; got {', '.join(examples[0]) or 'none'} and "
-                            f"{', '.join(example) or 'none'}.")
-    for name in examples[0]:
-        parts = [example[name] for example in examples]
-        if name == "text":
-            longest = max(map(len, parts))
-            parts = [torch.nn.functional.pad(ids, (0, longest - len(ids)), value=PAD) for ids in parts]
-        shapes = list(dict.fromkeys(tuple(part.shape) for part in parts))
-        if len(shapes) > 1:
-            raise UserError(f"{name} of a batch has one shape; got {shapes[0]} and {shapes[1]}: crop or pad the examples, or give "
-                            "batches of one size.")
-        batch[name] = torch.stack(parts)
-    return batch
 
 
 class Trainer:
@@ -68,7 +46,7 @@ class Trainer:
         config: of which `batch_size` is what the loader gives, and learning_rate, weight_decay, max_steps, mixed_precision
             and gradient_checkpointing are taken.
         dataloader: gives batches by modality; it is begun again when it ends.
-        out: the run's folder, by default runs/omni-TIME.
+        out: the run's folder, by default runs/omni-TIME; it must hold no run yet.
         tokenizer: what made the ids, saved with the model; by default bytes, as long as all ids are bytes'. Ids that are not
             are learned too, with a warning: what is saved then lacks its tokenizer and is opened when that lies beside it.
         mel: what the spectrograms are, saved with the model, which hears and makes sound files by it; without it, it does not.
@@ -97,10 +75,33 @@ class Trainer:
         self.task = LoaderTask(self.config, model, dataloader, tokenizer, mel)
 
     def train(self, resume: str | Path | None = None) -> dict[str, float]:
-        """Train to `max_steps`; the run's folder then holds `final/`. Returns the last figures."""
+        """Train to `max_steps`; the run's folder then holds `final/`.
+
+        Args:
+            resume: a run's folder, or a step-N/ in it, to go on from, in that folder. The loader goes on where it was: what the
+                run had of the pass over it that it was in is read again and passed over, in the same order where torch's
+                global generator shuffles (`DataLoader(shuffle=True)` without a generator of its own).
+
+        Returns:
+            The last figures.
+
+        Raises:
+            UserError: `out` holds a run already, or `resume` none.
+        """
+        from ..report.record import replace_file
         from ..training.checkpoint import resume_point
 
+        if resume is not None:
+            runs = [folder for folder in (Path(resume), Path(resume).parent) if (folder / "run.json").exists()]
+            if not runs:
+                raise UserError(f"resume={str(resume)!r}: there is no run; give the folder that holds its run.json.")
+            self.out = runs[0]
+        elif any(self.out.glob("*/config.json")):
+            raise UserError(f"{self.out} holds a run already: go on with train(resume={str(self.out)!r}), or give another out.")
         fabric = launch_fabric(self.config.run)
+        if fabric.is_global_zero:
+            replace_file(self.out / "run.json", json.dumps({"trainer": asdict(self.config)}, indent=2, default=str) + "
+")
         try:
             return train(self.task, self.config.run, self.out, fabric, resume_point(Path(resume)) if resume else None)
         finally:
@@ -129,14 +130,7 @@ class LoaderTask(OmniTask):
         self._picture = None
 
     def batches(self, start: int, stop: int) -> Iterator[OmniBatch]:
-        loader = iter(self.dataloader)
-        for step in range(start, stop):
-            data = next(loader, None)
-            if data is None:
-                loader = iter(self.dataloader)
-                data = next(loader, None)
-                if data is None:
-                    raise UserError("the data loader gives no batch: its data set is empty, or smaller than a batch.")
+        for step, data in zip(range(start, stop), self._given(start), strict=False):
             unknown = [name for name in data if name not in self.config.model.modalities]
             if unknown or not data:
                 raise UserError(f"a batch holds modalities of the model, {', '.join(self.config.model.modalities)}; got "
@@ -152,6 +146,33 @@ class LoaderTask(OmniTask):
             share = count // len(jobs)
             yield OmniBatch([(job, {name: data[name][number * share : (number + 1) * share] for name in job.names})
                              for number, job in enumerate(jobs)])
+
+    def remedy(self, fits: int) -> str:
+        return f"give batches of {f'{fits}, which fit' if fits else 'fewer examples'}, or set gradient_checkpointing=True"
+
+    def _given(self, start: int) -> Iterator[Mapping[str, Tensor]]:
+        """The loader's batches from the `start`-th on, without end. Each pass over it is shuffled by a seed of its own, so that a
+        run that goes on gets what it would have got; passes before are not read again where the loader has a length."""
+        try:
+            length = max(1, len(self.dataloader))  # type: ignore[arg-type]
+        except TypeError:
+            length = sys.maxsize
+        number, over = divmod(start, length)
+        while True:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.config.run.seed + number)
+                batches = iter(self.dataloader)
+                first = next(batches, None)  # with which a shuffling loader draws its order
+                passed = 1 + sum(1 for _ in islice(batches, over - 1)) if over else 0
+            if first is None and isinstance(self.dataloader, Iterator):
+                raise UserError("the data loader is used up, and an iterator or generator cannot be begun again: give a DataLoader, a "
+                                "list of batches, or another object with __iter__.")
+            if first is None:
+                raise UserError("the data loader gives no batch: its data set is empty, or smaller than a batch.")
+            if not over:
+                yield first
+            yield from batches
+            number, over = number + 1, over - passed
 
     def _check_text(self, ids: Tensor) -> None:
         """Raise, or warn once, where an id is none of the tokenizer's."""
@@ -171,12 +192,19 @@ class LoaderTask(OmniTask):
         self.running = loss if self.running is None else self.running.lerp(loss, 0.02)
         return logged
 
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "running": self.running}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self.running = None if state["running"] is None else state["running"].to(self.fabric.device)
+
     def validate(self) -> dict[str, float]:
         return {"fit": -float(self.running) if self.running is not None else 0.0}
 
     def export(self, folder: Path, figures: dict[str, float], step: int) -> None:
         config = self.config
-        training = {"recipe": config.recipe, "step": step}
+        training = {"recipe": config.recipe, **asdict(config.pairs), "step": step}
         tokenizer = self.tokenizer if self.bytes_seen else None
         save(folder, self.ema.average.model, tokenizer, self.mel,
              card(config, "a data loader", "the training data itself", figures, step, self.command), training=training)

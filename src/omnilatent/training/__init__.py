@@ -1,6 +1,7 @@
 """The task protocol, the one loop, and what it needs; it knows no model.
 
-`Trainer` and `collate_multimodal`, the any-to-any model's way in from Python, are found here by name (omni/trainer.py).
+`Trainer` (omni/trainer.py) and `collate_multimodal` (omni/examples.py), the any-to-any model's way in from Python, are found
+here by name.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_FAMILIES = {"Trainer": "omnilatent.omni.trainer", "collate_multimodal": "omnilatent.omni.trainer"}
+_FAMILIES = {"Trainer": "omnilatent.omni.trainer", "collate_multimodal": "omnilatent.omni.examples"}
 
 
 def __getattr__(name: str) -> Any:
