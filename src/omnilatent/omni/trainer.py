@@ -100,8 +100,7 @@ class Trainer:
             raise UserError(f"{self.out} holds a run already: go on with train(resume={str(self.out)!r}), or give another out.")
         fabric = launch_fabric(self.config.run)
         if fabric.is_global_zero:
-            replace_file(self.out / "run.json", json.dumps({"trainer": asdict(self.config)}, indent=2, default=str) + "
-")
+            replace_file(self.out / "run.json", json.dumps({"trainer": asdict(self.config)}, indent=2, default=str) + "\n")
         try:
             return train(self.task, self.config.run, self.out, fabric, resume_point(Path(resume)) if resume else None)
         finally:
