@@ -18,5 +18,7 @@ DATA ?=
 demo: .venv/ready
 	$(BIN)/omnilatent demo $(if $(DATA),--data "$(DATA)")
 
+# two files at a time, each on one core: most tests are too small for more
+test: export OMP_NUM_THREADS = 1
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
