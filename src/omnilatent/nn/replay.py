@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -85,7 +86,7 @@ class Replayed:
         recording = self._recordings.pop(kind, None)
         if recording is None:
             # on the stream that recordings are made on, where the autograd nodes that add to gradients then live
-            with _After(self._stream):
+            with _after(self._stream):
                 if self._seen.get(kind, 0) < self.eager:
                     self._seen[kind] = self._seen.get(kind, 0) + 1
                     return self.function(key, given)
@@ -122,16 +123,12 @@ def _add(places: set[int], place: int, _: Tensor) -> None:
     places.add(place)
 
 
-class _After:
+@contextmanager
+def _after(stream: torch.cuda.Stream) -> Iterator[None]:
     """Work on another stream, after what was asked for before and before what is asked for afterwards."""
-
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.stream, self.inner = stream, torch.cuda.stream(stream)
-
-    def __enter__(self) -> None:
-        self.stream.wait_stream(torch.cuda.current_stream())
-        self.inner.__enter__()
-
-    def __exit__(self, *problem: object) -> None:
-        self.inner.__exit__(*problem)  # type: ignore[arg-type]
-        torch.cuda.current_stream().wait_stream(self.stream)
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        torch.cuda.current_stream().wait_stream(stream)

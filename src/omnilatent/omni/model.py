@@ -109,9 +109,8 @@ class OmniLatentModel(nn.Module):
     def blank(self, batch: int, hooks: Hooks | None = None) -> Prefix:
         """A prefix of `batch` examples that says nothing: one token for all sources, and hooks, by default the model's."""
         positions = torch.zeros(1, 3, dtype=torch.int64, device=self.nothing.device)
-        places = self.places(positions)
-        return Prefix(Tokens(self.nothing.to(places.dtype).expand(batch, 1, -1) + places, positions),
-                      self._active(batch, {}) if hooks is None else hooks)
+        x = self._placed(self.nothing.expand(batch, 1, -1), positions)
+        return Prefix(Tokens(x, positions), self._active(batch, {}) if hooks is None else hooks)
 
     def _read(self, prefix: Prefix, keep: bool = False) -> Source:
         read = self.backbone.read(prefix.embedded, prefix.hooks, keep)
@@ -125,11 +124,15 @@ class OmniLatentModel(nn.Module):
     def _source(self, name: str, data: Tensor) -> Tokens:
         """A modality's tokens after the one that says which it is."""
         tokens = self.modalities[name].encode(data)
-        places = self.places(tokens.positions)
-        x = tokens.x.to(places.dtype) + places
+        x = self._placed(tokens.x, tokens.positions)
         own = self.source_tokens[name].to(x.dtype).expand(len(x), 1, -1)
         first = Tokens(own, tokens.positions.new_zeros(1, 3), None)
         return first.then(Tokens(x, tokens.positions, tokens.valid))
+
+    def _placed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Vectors with their coordinates, in the dtype of linear layers, which autocast decides."""
+        places = self.places(positions)
+        return x.to(places.dtype) + places
 
     def _active(self, batch: int, vectors: Mapping[str, Tensor]) -> Hooks:
         unknown = [name for name in vectors if name not in self.hooks]
@@ -159,8 +162,7 @@ class OmniLatentModel(nn.Module):
         x = part.shifted(ids)
         self._check_budget(source.tokens + x.shape[1])
         positions = sequence(x.shape[1], x.device)
-        places = self.places(positions)
-        return part.logits(self._extend(source, x.to(places.dtype) + places, positions, causal=True))
+        return part.logits(self._extend(source, self._placed(x, positions), positions, causal=True))
 
     def _extend(self, source: Source | Prefix, x: Tensor, positions: Tensor, causal: bool) -> Tensor:
         """A target's tokens → their last states."""
@@ -170,9 +172,8 @@ class OmniLatentModel(nn.Module):
 
     def write_on(self, memory: list[LayerMemory], x: Tensor, start: int | Tensor) -> tuple[Tensor, list[LayerMemory]]:
         """Text vectors `(b, m, dim)`, the first of them the `start`-th → their last states, and the memory with them."""
-        positions = (torch.arange(x.shape[1], device=x.device) + start)[:, None].expand(-1, 3)
-        places = self.places(positions)
-        return self.backbone.extend(x.to(places.dtype) + places, positions, memory, causal=True)
+        positions = sequence(x.shape[1], x.device) + start
+        return self.backbone.extend(self._placed(x, positions), positions, memory, causal=True)
 
     def patches(self, source: Source | Prefix, target: str, size: Size, noisy: Tensor | None = None, time: Tensor | None = None) -> Tensor:
         """What the model takes the target's patches for `(b, n, numbers)`, values as `cut` gives them.
