@@ -64,11 +64,10 @@ def batches(
         raise ValueError(f"batch_size {batch_size}, workers {workers}, rank {rank} of {world}: "
                          "expected batch_size >= 1, workers >= 0 and 0 <= rank < world")
     steps = _Steps(images, batch_size, rank, world)
-    pin = pin and torch.cuda.is_available()
-    for batch in made_in_workers(steps, range(start, stop), workers):
+    for batch in made_in_workers(steps, range(start, stop), workers, pin and torch.cuda.is_available()):
         if isinstance(batch, UserError):
             raise batch
-        yield batch.pin_memory() if pin else batch
+        yield batch
 
 
 class _Steps(Dataset[Batch | UserError]):

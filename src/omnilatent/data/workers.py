@@ -32,19 +32,20 @@ def own_cores() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def made_in_workers(items: Dataset[Item], order: Sequence[int], workers: int) -> Iterator[Item]:
+def made_in_workers(items: Dataset[Item], order: Sequence[int], workers: int, pin: bool = False) -> Iterator[Item]:
     """Yield `items[i]` for each i of `order`, in that order.
 
     Args:
         items: makes an item of an index; what the user must mend it returns as a value, since PyTorch would wrap an
             exception that leaves a worker into the text of its traceback.
         workers: processes; each makes a whole item at a time, and a few ahead. 0 makes them here.
+        pin: into page-locked memory, by the items' `pin_memory`, in a thread of its own; only where there is CUDA.
 
     Raises:
         UserError: a worker was ended from outside.
     """
     if workers == 0:
-        yield from (items[i] for i in order)
+        yield from (_pinned(items[i]) if pin else items[i] for i in order)
         return
     loader = DataLoader(
         items,
@@ -52,6 +53,7 @@ def made_in_workers(items: Dataset[Item], order: Sequence[int], workers: int) ->
         sampler=order,
         num_workers=workers,
         collate_fn=_as_it_is,
+        pin_memory=pin,
         worker_init_fn=_begin_worker,
         # Without a generator of its own the loader draws from the global one, and workers would change the run.
         generator=torch.Generator().manual_seed(0),
@@ -73,6 +75,11 @@ def made_in_workers(items: Dataset[Item], order: Sequence[int], workers: int) ->
 
 def _as_it_is(item: Any) -> Any:
     return item
+
+
+def _pinned(item: Any) -> Any:
+    """As PyTorch's loader does it."""
+    return item.pin_memory() if hasattr(item, "pin_memory") else item
 
 
 def _begin_worker(worker: int) -> None:

@@ -1,7 +1,7 @@
 """Rotary positions in three coordinates (Su et al. 2021, arXiv 2104.09864; by axis as in Qwen2-VL, arXiv 2409.12191).
 
 - `Rotary`: coordinates `(t, y, x)` → angles; sequences use one coordinate three times, pictures two, videos three.
-- `rotate`: queries or keys by these angles.
+- `rotate`: queries or keys by these angles. `rotate_back`: by their opposites.
 """
 
 from __future__ import annotations
@@ -37,3 +37,8 @@ def rotate(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = turn
     swapped = heads.roll(heads.shape[-1] // 2, -1)
     return torch.addcmul(heads * cos.to(heads.dtype), swapped, sin.to(heads.dtype))
+
+
+def rotate_back(heads: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """The inverse of `rotate`, which is its transpose."""
+    return rotate(heads, (turn[0], -turn[1]))

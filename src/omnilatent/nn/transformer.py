@@ -12,17 +12,15 @@ a mask take the place of one with a dense mask of all tokens; only padding needs
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import scaled_dot_product_attention
 
-from .rotary import rotate
-
+from .fused import EAGER, HeadWeights, Steps, add_norm, heads
 
 NEAR = 2.0  # of the head that looks most to its own place when training begins
 
@@ -35,20 +33,6 @@ class Norm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
-
-
-def queries_and_keys(qkv: Tensor, temperature: Tensor, near_q: Tensor, near_k: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
-    """`(b, n, 3, h, d)` → queries and keys `(b, n, 2, h, d)` as `Layer` says."""
-    both = nn.functional.rms_norm(qkv[:, :, :2], qkv.shape[-1:], eps=1e-6)
-    scale = torch.stack((temperature, torch.ones_like(temperature)))[..., None]
-    both = torch.addcmul(torch.stack((near_q, near_k)).squeeze(2).to(both.dtype), both, scale.to(both.dtype))
-    return (both if turn is None else rotate(both, turn)).to(qkv.dtype)
-
-
-def swiglu(gate_up: Tensor) -> Tensor:
-    """silu of the first half of the channels times the second."""
-    gate, up = gate_up.chunk(2, -1)
-    return silu(gate) * up
 
 
 class Keys(NamedTuple):
@@ -101,22 +85,23 @@ class Layer(nn.Module):
         near = torch.linspace(0, NEAR, config.heads)[:, None, None].repeat(1, 1, dim // config.heads)
         self.near_q, self.near_k = nn.Parameter(near), nn.Parameter(near.clone())
         self.gate_up, self.down = nn.Linear(dim, 2 * config.inner, bias=False), nn.Linear(config.inner, dim, bias=False)
-        self.use(queries_and_keys, swiglu)
+        self.steps = EAGER
 
-    def project(self, x: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens `(b, n, dim)` → queries, keys, values `(b, heads, n, d)`, the first two normalised and turned."""
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))  # b n 3 h d
-        q, k = self._queries_and_keys(qkv, self.temperature, self.near_q, self.near_k, turn).permute(2, 0, 3, 1, 4)
-        return q, k, qkv[:, :, 2].transpose(1, 2)
+    def project(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, prefix: int | None = None) -> tuple[Tensor, ...]:
+        """Tokens `(b, n, dim)` → queries, keys, values `(b, heads, n, d)`, the first two normalised and turned.
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Tokens and what their heads attended to, `(b, heads, n, d)` → the layer's output."""
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.down(self._swiglu(self.gate_up(self.mlp_norm(x))))
+        Args:
+            prefix: so many tokens come first. Then: their queries, keys, values, the others' queries, all keys, all values.
+        """
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))
+        weights = HeadWeights(self.temperature, self.near_q, self.near_k)
+        return tuple(part.transpose(1, 2) for part in heads(qkv, weights, turn, prefix))
 
-    def use(self, queries_and_keys: Callable[..., Tensor], swiglu: Callable[[Tensor], Tensor]) -> None:
-        """Other functions for the steps between matrix products, such as compiled ones."""
-        self._queries_and_keys, self._swiglu = queries_and_keys, swiglu
+    def finish(self, x: Tensor, *attended: Tensor) -> Tensor:
+        """Tokens and what their heads attended to, `(b, heads, n, d)`, in one piece or several → the layer's output."""
+        pieces = [piece.transpose(1, 2).flatten(2) for piece in attended]
+        x, normed = add_norm(self.steps, x, self.out(torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]), self.mlp_norm.weight)
+        return x + self.down(self.steps.swiglu(self.gate_up(normed)))
 
 
 def attend(q: Tensor, keys: Keys, causal: bool = False) -> Tensor:
@@ -130,4 +115,21 @@ def attend(q: Tensor, keys: Keys, causal: bool = False) -> Tensor:
             mask = mask & torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m)
     elif causal:
         mask = causal_lower_right(m, n)
-    return scaled_dot_product_attention(q, keys.k, keys.v, attn_mask=mask)
+    attended = scaled_dot_product_attention(q, keys.k, keys.v, attn_mask=mask)
+    return _Laid.apply(attended) if attended.is_cuda else attended
+
+
+class _Laid(torch.autograd.Function):
+    """A tensor as it is; its gradient comes with the tensor's own strides. cuDNN's attention needs that: PyTorch 2.11 keeps its plans
+    by shape, without the gradient's strides, and would read a later gradient where the first one's rows were."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.strides = x.stride()
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if gradient.stride() == ctx.strides:
+            return gradient
+        return torch.empty_strided(gradient.shape, ctx.strides, dtype=gradient.dtype, device=gradient.device).copy_(gradient)

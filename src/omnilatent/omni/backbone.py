@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..nn.fused import compiled
 from ..nn.rotary import Rotary
-from ..nn.transformer import Keys, Layer, LayerConfig, Norm, attend, queries_and_keys, swiglu
+from ..nn.transformer import Keys, Layer, LayerConfig, Norm, attend
 from .hooks import HookKeys, LatentNeuralHook, Voice
 from .tokens import Tokens
 
@@ -84,9 +85,8 @@ class Backbone(nn.Module):
 
     def compile_layers(self) -> None:
         """Compile what every layer does between its matrix products and attention, which are libraries' own kernels."""
-        compiled = [torch.compile(function) for function in (queries_and_keys, swiglu)]
         for layer in self.layers:
-            layer.use(*compiled)
+            layer.steps = compiled()
         self.compiled = True
 
     def read(self, tokens: Tokens, hooks: Hooks = (), keep: bool = False) -> Read:
@@ -166,12 +166,14 @@ def _both_layer(
     causal: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """One layer over `n` tokens of a prefix, the hooks that are there, and a target behind them."""
-    q, k, v = layer.project(x, turn)
-    prefix, target = Keys(k[:, :, :n], v[:, :, :n], valid), Keys(k[:, :, n:], v[:, :, n:])
+    q, k, v, q_target, k_all, v_all = layer.project(x, turn, n)
+    prefix = Keys(k, v, valid)
     hooks, changed = _changed(layer, prefix, states, gates)
-    whole = Keys(k, v) if valid is None else None
-    attended = (attend_gated(q[:, :, :n], prefix, hooks), attend_gated(q[:, :, n:], prefix, hooks, target, causal, whole))
-    return layer.finish(x, torch.cat(attended, 2)), changed
+    behind = None if valid is None else valid.new_ones(len(x), x.shape[1] - n)
+    whole = Keys(k_all, v_all, None if valid is None or behind is None else torch.cat((valid, behind), 1))
+    without = attend(q_target, whole, causal)
+    target = Keys(k_all[:, :, n:], v_all[:, :, n:])
+    return layer.finish(x, attend_gated(q, prefix, hooks), _with_hooks(without, q_target, prefix, hooks, target, causal)), changed
 
 
 def _changed(layer: Layer, prefix: Keys, states: list[Tensor], gates: list[Tensor]) -> tuple[tuple[HookKeys, ...], list[Tensor]]:
@@ -192,19 +194,18 @@ def _extend_layer(
     return layer.finish(x, attend_gated(q, memory.prefix, memory.hooks, memory.written, causal)), memory
 
 
-def attend_gated(
-    q: Tensor, keys: Keys, hooks: Sequence[HookKeys], written: Keys | None = None, causal: bool = False, whole: Keys | None = None,
+def attend_gated(q: Tensor, keys: Keys, hooks: Sequence[HookKeys], written: Keys | None = None, causal: bool = False) -> Tensor:
+    """Attention over `keys` and `written`, plus each hook's gate times the difference that its tokens make."""
+    without = attend(q, keys if written is None else keys.then(*written), causal)
+    return _with_hooks(without, q, keys, hooks, written, causal)
+
+
+def _with_hooks(
+    without: Tensor, q: Tensor, keys: Keys, hooks: Sequence[HookKeys], written: Keys | None = None, causal: bool = False
 ) -> Tensor:
-    """Attention over `keys` and `written`, plus each hook's gate times the difference that its tokens make.
-
-    Args:
-        whole: `keys` and `written` as one, where they lie so already.
-    """
-    def over(base: Keys) -> Tensor:
-        return attend(q, base if written is None else base.then(*written), causal)
-
-    without = over(keys) if whole is None else attend(q, whole, causal)
+    """What attention gives without hooks → with them."""
     attended = without
     for hook in hooks:
-        attended = attended + hook.gate.to(without.dtype) * (over(keys.then(hook.k, hook.v)) - without)
+        those = keys.then(hook.k, hook.v)
+        attended = attended + hook.gate.to(without.dtype) * (attend(q, those if written is None else those.then(*written), causal) - without)
     return attended

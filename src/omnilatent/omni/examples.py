@@ -145,6 +145,10 @@ class OmniBatch:
         """With every tensor changed."""
         return replace(self, parts=[(job, {name: change(t) for name, t in data.items()}) for job, data in self.parts])
 
+    def pin_memory(self) -> OmniBatch:
+        """In page-locked memory, from which copies to a GPU run beside the computation."""
+        return self.map(Tensor.pin_memory)
+
     def halved(self) -> OmniBatch | None:
         """With half of each job's examples; None where one is left."""
         count = len(next(iter(self.parts[0][1].values())))
@@ -186,10 +190,11 @@ def collate(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Tens
 
 def omni_batches(
     examples: Examples, tokenizer: Tokenizer, plan: Plan, batch_size: int, start: int, stop: int, rank: int = 0, world: int = 1,
-    workers: int = 0,
+    workers: int = 0, pin: bool = False,
 ) -> Iterator[OmniBatch]:
-    """Batches of the steps [start, stop): step s has the positions s·G … s·G + G − 1 with G = batch_size · world."""
-    for batch in made_in_workers(_Steps(examples, tokenizer, plan, batch_size, rank, world), range(start, stop), workers):
+    """Batches of the steps [start, stop): step s has the positions s·G … s·G + G − 1 with G = batch_size · world; `pin`: in
+    page-locked memory."""
+    for batch in made_in_workers(_Steps(examples, tokenizer, plan, batch_size, rank, world), range(start, stop), workers, pin):
         if isinstance(batch, UserError):
             raise batch
         yield batch

@@ -30,7 +30,13 @@ class OmniLearning(nn.Module):
         patched = [name for name, part in model.modalities.items() if isinstance(part, PatchModality)]
         flowing = [f"{name} flow" for name in patched] if config.flow_share else []
         regressed = patched if config.flow_share < 1 else []
+        self._text_terms = text_terms
         self.weights = LearnedWeights([*(["text"] if "text" in model.modalities else []), *regressed, *flowing])
+
+    def compile_steps(self) -> None:
+        """Compile what stands between the libraries' own kernels."""
+        self.model.backbone.compile_layers()
+        self._text_terms = torch.compile(text_terms)
 
     def needs(self, job: Job, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """What `forward` takes for a job: its modalities of a batch, and what is drawn for it."""
@@ -67,7 +73,7 @@ class OmniLearning(nn.Module):
         part, wanted = self.model.part(job.target), data[job.target]
         part.check(wanted)
         if not isinstance(part, PatchModality):
-            return text_terms(self.model.text_logits(source, wanted), part.labels(wanted))
+            return self._text_terms(self.model.text_logits(source, wanted), part.labels(wanted))
         size = part.size_of(wanted)
         if job.flowing:
             clean, time = part.cut(wanted), data[TIME]

@@ -47,7 +47,8 @@ def jobs_at(config: PairConfig, modalities: tuple[str, ...], seed: int, step: in
         sources = [source]
         if unit(fused) < config.fused_share and step / steps >= config.warmup_share:
             others = [name for name in modalities if name != source]
-            sources += [name for bit, name in enumerate(others) if more >> bit & 1]
+            taken = [name for bit, name in enumerate(others) if more >> bit & 1]
+            sources = [name for name in modalities if name == source or name in taken]
         flows = unit(flowing) < config.flow_share and target != "text"
         if flows and unit(alone) < config.unconditional_share and step / steps >= config.warmup_share:
             sources = []

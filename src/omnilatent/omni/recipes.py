@@ -18,9 +18,9 @@ def omni() -> OmniTraining:
     """
     return OmniTraining(
         model=OmniModelConfig(hidden_dim=256, num_layers=6, num_heads=8, gradient_checkpointing=False, guidance=2.0, **WORLD),
-        pairs=PairConfig(flow_share=0.75, unconditional_share=0.1),
+        pairs=PairConfig(reconstruction_share=0.12, flow_share=0.75, unconditional_share=0.1),
         optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup=200),
-        run=RunConfig(steps=12_000, batch_size=256, save_every=1_000, validate_every=1_000, compile=False),
+        run=RunConfig(steps=16_000, batch_size=512, save_every=1_000, validate_every=1_000),
     )
 
 
@@ -36,7 +36,7 @@ def omni_coco() -> OmniTraining:
         model=OmniModelConfig(modalities=("text", "image"), vocab_size=259),
         pairs=PairConfig(warmup_share=0.15, reconstruction_share=0.30, fused_share=0.0, jobs=2),
         optimizer=OptimizerConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.01, warmup=2_000),
-        run=RunConfig(steps=50_000, batch_size=64, save_every=5_000, compile=False),
+        run=RunConfig(steps=50_000, batch_size=64, save_every=5_000),
     )
 
 

@@ -78,9 +78,8 @@ class OmniTask:
         model = self.build()
         self.bare = OmniLearning(model, config.pairs).to(fabric.device)
         self.ema = EMA(self.bare, config.optimizer.ema_decay)
-        fast = config.run.compile and fabric.device.type == "cuda"
-        if fast:
-            model.backbone.compile_layers()
+        if config.run.compile and fabric.device.type == "cuda":
+            self.bare.compile_steps()
         self.model, self.optimizer = fabric.setup(self.bare, self._optimizer())
         self.generator = torch.Generator(fabric.device)
         # neither gradients that processes exchange, nor a scale that changes (of fp16), nor a codec can be recorded
@@ -107,12 +106,12 @@ class OmniTask:
 
     def batches(self, start: int, stop: int) -> Iterator[OmniBatch]:
         run, world = self.config.run, self.fabric.world_size
-        workers = min(MOST_WORKERS, own_cores()) if run.workers < 0 else run.workers
+        cores = own_cores()
+        workers = min(MOST_WORKERS, cores - cores // 8) if run.workers < 0 else run.workers
         known = [name for name in self.config.model.modalities if name in self.examples.sample(0)]
         plan = Plan(self.config.pairs, tuple(known), run.seed, run.steps)
-        for batch in omni_batches(self.examples, self.tokenizer, plan, run.batch_size // world, start, stop,
-                                  self.fabric.global_rank, world, workers):
-            yield batch.map(Tensor.pin_memory) if self.fabric.device.type == "cuda" else batch
+        return omni_batches(self.examples, self.tokenizer, plan, run.batch_size // world, start, stop, self.fabric.global_rank, world,
+                            workers, pin=self.fabric.device.type == "cuda")
 
     def halve(self, batch: OmniBatch) -> OmniBatch | None:
         return batch.halved()

@@ -60,7 +60,7 @@ class Trainer:
     def __init__(
         self, model: OmniLatentModel, config: OmniLatentConfig, dataloader: Iterable[Mapping[str, Tensor]], *,
         out: str | Path | None = None, tokenizer: Tokenizer | None = None, mel: MelSpec | None = None,
-        run: RunConfig = RunConfig(compile=False), pairs: PairConfig = PairConfig(jobs=1, fused_share=0.0),
+        run: RunConfig = RunConfig(), pairs: PairConfig = PairConfig(jobs=1, fused_share=0.0),
     ) -> None:
         if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; the model's vocab_size is {model.config.vocab_size}")

@@ -1,0 +1,182 @@
+"""What a transformer layer does between its matrix products and attention, with gradients that read and write once.
+
+- `heads`: one projection → queries, keys and values of all heads, also split into a prefix and what comes after it.
+- `add_norm`: a residual sum and its RMSNorm.
+- `Steps`: the functions behind `add_norm`, and SwiGLU, which may be compiled; each is then one kernel, of any number of tokens.
+
+Autograd's own gradients would pad, copy and add where parts of one tensor go different ways, and sum over all tokens in slow
+kernels where a vector is shared by them. Here the parts come together in one pass, and sums over tokens are matrix products.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad, rms_norm, silu
+
+from .rotary import rotate, rotate_back
+
+EPS = 1e-6
+Turn = tuple[Tensor, Tensor]
+
+
+class HeadWeights(NamedTuple):
+    """Of queries and keys: a learned temperature of queries `(h,)`, learned vectors that are added `(h, 1, d)`."""
+
+    temperature: Tensor
+    near_q: Tensor
+    near_k: Tensor
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """`(2, h, 1)` and `(2, h, d)`."""
+        scale = torch.stack((self.temperature, torch.ones_like(self.temperature)))[..., None]
+        return scale, torch.stack((self.near_q, self.near_k)).squeeze(2)
+
+
+def heads(qkv: Tensor, weights: HeadWeights, turn: Turn | None, prefix: int | None = None) -> tuple[Tensor, ...]:
+    """Queries and keys, normalised to unit root mean square, scaled, shifted and turned, and values.
+
+    Args:
+        qkv: `(b, n, 3, h, d)`.
+        turn: the tokens' angles, of `Rotary`; None: they have no places.
+        prefix: how many tokens come first.
+
+    Returns:
+        Queries, keys, values, each `(b, n, h, d)`; with `prefix` those of the prefix, then the others' queries, all keys, all values.
+    """
+    return _Heads.apply(turn, prefix, qkv, *weights)
+
+
+class _Heads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, turn: Turn | None, prefix: int | None, qkv: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.prefix = prefix
+        ctx.save_for_backward(qkv, *weights, *(turn or ()))
+        if _has_kernels(qkv):
+            from .triton_heads import forward
+
+            return forward(qkv, *weights, turn, prefix, EPS)
+        return plain(qkv, HeadWeights(*weights), turn, prefix)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, temperature, near_q, near_k, *angles = ctx.saved_tensors
+        turn = (angles[0], angles[1]) if angles else None
+        if _has_kernels(qkv):
+            from .triton_heads import backward
+
+            own, (q, k, product) = backward(qkv, temperature, turn, ctx.prefix, EPS, gradients)
+        else:
+            own, (q, k, product) = plain_gradient(qkv, HeadWeights(temperature, near_q, near_k), turn, ctx.prefix, gradients)
+        return None, None, own, product.sum(-1).to(temperature), q[:, None].to(near_q), k[:, None].to(near_k)
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    return tensor.is_cuda and importlib.util.find_spec("triton") is not None
+
+
+def plain(qkv: Tensor, weights: HeadWeights, turn: Turn | None, prefix: int | None) -> tuple[Tensor, ...]:
+    """`heads` by plain operations."""
+    scale, shift = weights.scale_and_shift()
+    normal = rms_norm(qkv[:, :, :2], qkv.shape[-1:], eps=EPS)
+    both = torch.addcmul(shift.to(normal.dtype), normal, scale.to(normal.dtype))
+    q, k = (both if turn is None else rotate(both, turn)).to(qkv.dtype).unbind(2)
+    v = qkv[:, :, 2].clone()
+    if prefix is None:
+        return q, k, v
+    return q[:, :prefix], k[:, :prefix].clone(), v[:, :prefix].clone(), q[:, prefix:], k, v
+
+
+def plain_gradient(
+    qkv: Tensor, weights: HeadWeights, turn: Turn | None, prefix: int | None, gradients: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of what `heads` returns → that of `qkv`, and `(3, h, d)`: those of both shifts, and of the scale before its sum
+    over channels."""
+    if prefix is None:
+        q, k, v = gradients
+    else:
+        first, others = gradients[:3], gradients[3:]
+        behind = (0, 0, 0, 0, 0, others[0].shape[1])
+        q, k, v = torch.cat((first[0], others[0]), 1), others[1] + pad(first[1], behind), others[2] + pad(first[2], behind)
+    turned = torch.stack((q, k), 2).float()
+    shifted = turned if turn is None else rotate_back(turned, turn)
+    scale, _ = weights.scale_and_shift()
+    x = qkv[:, :, :2].float()
+    inverse = (x.square().mean(-1, keepdim=True) + EPS).rsqrt()
+    normal, scaled = x * inverse, shifted * scale.float()
+    own = inverse * (scaled - normal * (scaled * normal).mean(-1, keepdim=True))
+    parts = torch.cat((shifted, (shifted * normal)[:, :, :1]), 2)
+    return torch.cat((own.to(qkv.dtype), v[:, :, None]), 2), over_tokens(parts)
+
+
+def _add_norm(x: Tensor, more: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    x = x + more
+    return x, rms_norm(x, x.shape[-1:], weight.to(x.dtype), EPS)
+
+
+def _add_norm_gradient(x: Tensor, weight: Tensor, own: Tensor, normed: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the sum and of what was normed → the gradient of both summands, and each token's part in that of the weight."""
+    wide, normed = x.float(), normed.float()
+    inverse = (wide.square().mean(-1, keepdim=True) + EPS).rsqrt()
+    normal, scaled = wide * inverse, normed * weight.float()
+    whole = own.float() + inverse * (scaled - normal * (scaled * normal).mean(-1, keepdim=True))
+    return whole.to(x.dtype), (normed * normal).to(x.dtype)
+
+
+def _swiglu(gate_up: Tensor) -> Tensor:
+    """silu of the first half of the channels times the second."""
+    gate, up = gate_up.chunk(2, -1)
+    return silu(gate) * up
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The functions, as they are or compiled."""
+
+    add_norm: Callable[..., tuple[Tensor, Tensor]] = _add_norm
+    add_norm_gradient: Callable[..., tuple[Tensor, Tensor]] = _add_norm_gradient
+    swiglu: Callable[[Tensor], Tensor] = _swiglu
+
+
+EAGER = Steps()
+
+
+@cache
+def compiled() -> Steps:
+    """All of them compiled, the same for all models."""
+    return Steps(**{field.name: torch.compile(getattr(EAGER, field.name)) for field in fields(Steps)})
+
+
+def add_norm(steps: Steps, x: Tensor, more: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """x + more, and its RMSNorm with a weight, which is taken in the sum's dtype; all `(b, n, dim)` but the weight `(dim,)`."""
+    return _AddNorm.apply(steps, x, more, weight)
+
+
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, steps: Steps, x: Tensor, more: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        x, normed = steps.add_norm(x, more, weight)
+        ctx.steps = steps
+        ctx.save_for_backward(x, weight)
+        return x, normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, own: Tensor, normed: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        whole, parts = ctx.steps.add_norm_gradient(x, weight, own, normed)
+        return None, whole, whole, over_tokens(parts).to(weight)
+
+
+def over_tokens(parts: Tensor) -> Tensor:
+    """`(b, n, …)` summed over the first two axes, as a matrix product: it fills a GPU where a sum over rows does not."""
+    rows = parts.flatten(2).flatten(0, 1)
+    return (rows.new_ones(1, len(rows)) @ rows).view(parts.shape[2:])
