@@ -1,8 +1,8 @@
 """What a transformer layer does between its matrix products and attention, with gradients that read and write once.
 
 - `heads`: one projection → queries, keys and values of all heads, also split into a prefix and what comes after it.
-- `add_norm`: a residual sum and its RMSNorm.
-- `Steps`: the functions behind `add_norm`, and SwiGLU, which may be compiled; each is then one kernel, of any number of tokens.
+- `norm`, `add_norm`: RMSNorm, and that of a residual sum.
+- `Steps`: the functions behind these, and SwiGLU, which may be compiled; each is then one kernel, of any number of tokens.
 
 Autograd's own gradients would pad, copy and add where parts of one tensor go different ways, and sum over all tokens in slow
 kernels where a vector is shared by them. Here the parts come together in one pass, and sums over tokens are matrix products.
@@ -114,21 +114,25 @@ def plain_gradient(
     normal, scaled = x * inverse, shifted * scale.float()
     own = inverse * (scaled - normal * (scaled * normal).mean(-1, keepdim=True))
     parts = torch.cat((shifted, (shifted * normal)[:, :, :1]), 2)
-    return torch.cat((own.to(qkv.dtype), v[:, :, None]), 2), over_tokens(parts)
+    return torch.cat((own.to(qkv.dtype), v[:, :, None]), 2), over_tokens(parts.flatten(0, 1))
+
+
+def _norm(x: Tensor, weight: Tensor) -> Tensor:
+    return rms_norm(x, x.shape[-1:], weight.to(x.dtype), EPS)
 
 
 def _add_norm(x: Tensor, more: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     x = x + more
-    return x, rms_norm(x, x.shape[-1:], weight.to(x.dtype), EPS)
+    return x, _norm(x, weight)
 
 
-def _add_norm_gradient(x: Tensor, weight: Tensor, own: Tensor, normed: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the sum and of what was normed → the gradient of both summands, and each token's part in that of the weight."""
+def _norm_gradient(x: Tensor, weight: Tensor, normed: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of what was normed, and of what else `x` went into → that of `x`, and each token's part in that of the weight."""
     wide, normed = x.float(), normed.float()
     inverse = (wide.square().mean(-1, keepdim=True) + EPS).rsqrt()
     normal, scaled = wide * inverse, normed * weight.float()
-    whole = own.float() + inverse * (scaled - normal * (scaled * normal).mean(-1, keepdim=True))
-    return whole.to(x.dtype), (normed * normal).to(x.dtype)
+    whole = inverse * (scaled - normal * (scaled * normal).mean(-1, keepdim=True))
+    return (whole if own is None else own.float() + whole).to(x.dtype), (normed * normal).to(x.dtype)
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:
@@ -141,8 +145,9 @@ def _swiglu(gate_up: Tensor) -> Tensor:
 class Steps:
     """The functions, as they are or compiled."""
 
-    add_norm: Callable[..., tuple[Tensor, Tensor]] = _add_norm
-    add_norm_gradient: Callable[..., tuple[Tensor, Tensor]] = _add_norm_gradient
+    norm: Callable[[Tensor, Tensor], Tensor] = _norm
+    add_norm: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = _add_norm
+    norm_gradient: Callable[..., tuple[Tensor, Tensor]] = _norm_gradient
     swiglu: Callable[[Tensor], Tensor] = _swiglu
 
 
@@ -155,9 +160,29 @@ def compiled() -> Steps:
     return Steps(**{field.name: torch.compile(getattr(EAGER, field.name)) for field in fields(Steps)})
 
 
+def norm(steps: Steps, x: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm of `(b, n, dim)` with a weight `(dim,)`, which is taken in the tokens' dtype."""
+    return _Norm.apply(steps, x, weight)
+
+
 def add_norm(steps: Steps, x: Tensor, more: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """x + more, and its RMSNorm with a weight, which is taken in the sum's dtype; all `(b, n, dim)` but the weight `(dim,)`."""
+    """x + more, and its `norm`."""
     return _AddNorm.apply(steps, x, more, weight)
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, steps: Steps, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.steps = steps
+        ctx.save_for_backward(x, weight)
+        return steps.norm(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, normed: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        whole, parts = ctx.steps.norm_gradient(x, weight, normed, None)
+        return None, whole, over_tokens(parts.flatten(0, -2)).to(weight)
 
 
 class _AddNorm(torch.autograd.Function):
@@ -172,11 +197,10 @@ class _AddNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, own: Tensor, normed: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        whole, parts = ctx.steps.add_norm_gradient(x, weight, own, normed)
-        return None, whole, whole, over_tokens(parts).to(weight)
+        whole, parts = ctx.steps.norm_gradient(x, weight, normed, own)
+        return None, whole, whole, over_tokens(parts.flatten(0, -2)).to(weight)
 
 
 def over_tokens(parts: Tensor) -> Tensor:
-    """`(b, n, …)` summed over the first two axes, as a matrix product: it fills a GPU where a sum over rows does not."""
-    rows = parts.flatten(2).flatten(0, 1)
-    return (rows.new_ones(1, len(rows)) @ rows).view(parts.shape[2:])
+    """`(n, …)` summed over the first axis, as a matrix product: it fills a GPU where a sum over rows does not."""
+    return (parts.new_ones(1, len(parts)) @ parts.flatten(1)).view(parts.shape[1:])

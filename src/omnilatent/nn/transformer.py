@@ -20,19 +20,20 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from .fused import EAGER, HeadWeights, Steps, add_norm, heads
+from .fused import EAGER, HeadWeights, Steps, add_norm, heads, norm
 
 NEAR = 2.0  # of the head that looks most to its own place when training begins
 
 
-class Norm(nn.RMSNorm):
+class Norm(nn.Module):
     """RMSNorm whose scale is taken in the input's dtype, which lets a GPU do it in one kernel under autocast."""
 
     def __init__(self, dim: int) -> None:
-        super().__init__(dim, eps=1e-6)
+        super().__init__()
+        self.weight, self.steps = nn.Parameter(torch.ones(dim)), EAGER
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        return norm(self.steps, x, self.weight)
 
 
 class Keys(NamedTuple):
@@ -85,7 +86,11 @@ class Layer(nn.Module):
         near = torch.linspace(0, NEAR, config.heads)[:, None, None].repeat(1, 1, dim // config.heads)
         self.near_q, self.near_k = nn.Parameter(near), nn.Parameter(near.clone())
         self.gate_up, self.down = nn.Linear(dim, 2 * config.inner, bias=False), nn.Linear(config.inner, dim, bias=False)
-        self.steps = EAGER
+        self.use(EAGER)
+
+    def use(self, steps: Steps) -> None:
+        """Take other functions between the matrix products, such as compiled ones."""
+        self.steps = self.norm.steps = steps
 
     def project(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, prefix: int | None = None) -> tuple[Tensor, ...]:
         """Tokens `(b, n, dim)` → queries, keys, values `(b, heads, n, d)`, the first two normalised and turned.

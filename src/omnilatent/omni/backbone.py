@@ -30,8 +30,8 @@ from .tokens import Tokens
 class LayerMemory:
     """One layer's keys of the prefix, of each hook there, and of what was written so far; at the last layer, hooks' voices.
 
-    What is written grows, unless it has slots: `written` is then as long as the text may become, and `slot` `(1,)` says which
-    of its keys the next token takes.
+    What is written grows, unless there is a slot: the prefix's keys then go on with places for a text, and `slot` `(1,)` says
+    which of them the next token takes.
     """
 
     prefix: Keys
@@ -42,12 +42,10 @@ class LayerMemory:
 
     def grown(self, k: Tensor, v: Tensor) -> LayerMemory:
         """With more that was written."""
-        if self.written is None:
-            return replace(self, written=Keys(k, v))
         if self.slot is None:
-            return replace(self, written=self.written.then(k, v))
-        self.written.k.index_copy_(2, self.slot, k)
-        self.written.v.index_copy_(2, self.slot, v)
+            return replace(self, written=Keys(k, v) if self.written is None else self.written.then(k, v))
+        self.prefix.k.index_copy_(2, self.slot, k)
+        self.prefix.v.index_copy_(2, self.slot, v)
         return self
 
 
@@ -74,7 +72,7 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(count))
         self.norm = Norm(config.dim)
         self.rotary = Rotary(config.dim // config.heads)
-        self.checkpointing, self.compiled = checkpointing, False
+        self.checkpointing = checkpointing
         for name, weight in self.named_parameters():  # residual branches begin small, the deeper the network the smaller
             if weight.ndim == 2:
                 scale = (2 * count) ** -0.5 if name.endswith(("out.weight", "down.weight")) else 1.0
@@ -85,9 +83,9 @@ class Backbone(nn.Module):
 
     def compile_layers(self) -> None:
         """Compile what every layer does between its matrix products and attention, which are libraries' own kernels."""
+        self.norm.steps = compiled()
         for layer in self.layers:
-            layer.steps = compiled()
-        self.compiled = True
+            layer.use(compiled())
 
     def read(self, tokens: Tokens, hooks: Hooks = (), keep: bool = False) -> Read:
         """Read a prefix.
@@ -190,7 +188,6 @@ def _extend_layer(
     """One layer over target tokens."""
     q, k, v = layer.project(x, turn)
     memory = memory.grown(k, v)
-    assert memory.written is not None
     return layer.finish(x, attend_gated(q, memory.prefix, memory.hooks, memory.written, causal)), memory
 
 

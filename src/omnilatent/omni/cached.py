@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Protocol
 from weakref import WeakKeyDictionary, ref
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from ..nn.replay import Replayed
 from ..nn.transformer import Keys
-from .backbone import Backbone, LayerMemory
+from .backbone import LayerMemory
 from .hooks import HookKeys, Voice
 from .source import Source
 from .text import TextModality
@@ -30,8 +29,6 @@ _kept: WeakKeyDictionary[Writer, dict[Hashable, CachedDecoder]] = WeakKeyDiction
 
 class Writer(Protocol):
     """What writes text: the model."""
-
-    backbone: Backbone
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All of them."""
@@ -69,26 +66,34 @@ class CachedDecoder:
 
     def __init__(self, model: Writer, memory: list[LayerMemory], most: int) -> None:
         k = memory[0].prefix.k
+        self.prefix = k.shape[2]
         self.slot = torch.zeros(1, dtype=torch.int64, device=k.device)
-        self.valid = torch.zeros(len(k), most, dtype=torch.bool, device=k.device)
+        self.valid = torch.zeros(len(k), self.prefix + most, dtype=torch.bool, device=k.device)
         self.model = ref(model)  # what is kept for a model must not keep it
-        self.memory = [self._with_slots(_copied(layer), most) for layer in memory]
+        self.memory = [self._with_slots(layer, most) for layer in memory]
         self.step = Replayed(self._step)
+        self.begin(memory)
 
     def _with_slots(self, layer: LayerMemory, most: int) -> LayerMemory:
-        k, v = (t.new_zeros(*t.shape[:2], most, t.shape[3]) for t in (layer.prefix.k, layer.prefix.v))
-        return replace(layer, written=Keys(k, v, self.valid), slot=self.slot)
+        k, v = (t.new_zeros(*t.shape[:2], self.prefix + most, t.shape[3]) for t in layer.prefix[:2])
+        hooks = tuple(HookKeys(*(t.clone() for t in hook)) for hook in layer.hooks)
+        voices = tuple(Voice(*(t.clone() for t in voice)) for voice in layer.voices)
+        return LayerMemory(Keys(k, v, self.valid), hooks, slot=self.slot, voices=voices)
 
     def begin(self, memory: list[LayerMemory]) -> None:
         """Another prefix of the same form."""
-        self.valid.zero_()
-        own, new = ([t for layer in layers for t in _tensors(layer)] for layers in (self.memory, memory))
+        valid = memory[0].prefix.valid
+        self.valid[:, : self.prefix] = True if valid is None else valid
+        self.valid[:, self.prefix :] = False
+        own, new = [], []
+        for kept, layer in zip(self.memory, memory, strict=True):
+            own += [t[:, :, : self.prefix] for t in kept.prefix[:2]] + _of_hooks(kept)
+            new += [*layer.prefix[:2], *_of_hooks(layer)]
         torch._foreach_copy_(own, new)
-        torch._foreach_zero_([t for layer in self.memory if layer.written for t in layer.written[:2]])
 
     def next(self, x: Tensor, position: int) -> Tensor:
         """What comes at a position, as a vector `(b, 1, dim)` → logits of what follows it `(b, vocabulary)`, float32."""
-        self.slot.fill_(position)
+        self.slot.fill_(self.prefix + position)
         return self.step(None, {"x": x})["logits"]
 
     def _step(self, key: Hashable, data: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -98,7 +103,7 @@ class CachedDecoder:
             self.valid.index_fill_(1, self.slot, True)
             model = self.model()
             assert model is not None
-            x, _ = model.write_on(self.memory, data["x"], self.slot)
+            x, _ = model.write_on(self.memory, data["x"], self.slot - self.prefix)
             return {"logits": model.text_part().logits(x)[:, 0].float()}
 
 
@@ -108,10 +113,10 @@ def decoder_for(model: Writer, source: Source, most: int) -> Iterator[CachedDeco
     if not source.latent.is_cuda:
         yield GrowingDecoder(model, source.memory)
         return
-    form = tuple((tuple(t.shape), t.dtype) for layer in source.memory for t in _tensors(layer))
+    form = tuple((tuple(t.shape), t.dtype) for layer in source.memory for t in (*layer.prefix[:2], *_of_hooks(layer)))
     weights = tuple(p.data_ptr() for p in model.parameters())
     autocast = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
-    key = (most, form, weights, autocast, model.backbone.compiled, torch.is_inference_mode_enabled())
+    key = (most, form, weights, autocast, torch.is_inference_mode_enabled())
     kept = _kept.setdefault(model, {})
     if (decoder := kept.pop(key, None)) is None:
         decoder = CachedDecoder(model, source.memory, most)
@@ -123,12 +128,6 @@ def decoder_for(model: Writer, source: Source, most: int) -> Iterator[CachedDeco
         kept.pop(next(iter(kept))).step.close()
 
 
-def _copied(layer: LayerMemory) -> LayerMemory:
-    prefix = Keys(*(None if t is None else t.clone() for t in layer.prefix))
-    hooks = tuple(HookKeys(*(t.clone() for t in hook)) for hook in layer.hooks)
-    return LayerMemory(prefix, hooks, voices=tuple(Voice(*(t.clone() for t in voice)) for voice in layer.voices))
-
-
-def _tensors(layer: LayerMemory) -> list[Tensor]:
-    """Those of the prefix and the hooks."""
-    return [t for keys in (layer.prefix, *layer.hooks, *layer.voices) for t in keys if t is not None]
+def _of_hooks(layer: LayerMemory) -> list[Tensor]:
+    """Their keys and voices."""
+    return [t for part in (*layer.hooks, *layer.voices) for t in part]
