@@ -18,7 +18,7 @@ def omni() -> OmniTraining:
     """
     return OmniTraining(
         model=OmniModelConfig(hidden_dim=256, num_layers=6, num_heads=8, gradient_checkpointing=False, guidance=3.0, **WORLD),
-        pairs=PairConfig(reconstruction_share=0.12, flow_share=0.75, unconditional_share=0.1),
+        pairs=PairConfig(reconstruction_share=0.12, flow_share=0.85, unconditional_share=0.1),
         optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup=200),
         run=RunConfig(steps=14_000, batch_size=768, save_every=1_000, validate_every=1_000),
     )
