@@ -58,7 +58,8 @@ class MelSpec:
         """Samples `(…, n)` in [-1, 1] at `rate`, n ≥ 1 → `(…, bands, frames)` in [0, 1]."""
         if wave.shape[-1] == 0:
             raise ValueError("a sound has at least one sample; got none")
-        power = self._stft(wave).abs().square() / (self.n_fft / 4) ** 2  # a sine of amplitude 1 has the peak 1
+        spectrum = self._stft(wave)
+        power = (spectrum.real.square() + spectrum.imag.square()) / (self.n_fft / 4) ** 2  # a sine of amplitude 1 has the peak 1
         mel = _filters(self).to(power) @ power
         decibel = 10 * mel.clamp_min(10 ** (self.floor_db / 10)).log10()
         return (1 - decibel / self.floor_db).clamp(0, 1)

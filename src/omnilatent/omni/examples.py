@@ -143,7 +143,7 @@ class OmniBatch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> OmniBatch:
         """With every tensor changed."""
-        return replace(self, parts=[(job, {name: change(t) for name, t in data.items()}) for job, data in self.parts])
+        return replace(self, parts=[(job, {name: _once(change, t) for name, t in data.items()}) for job, data in self.parts])
 
     def pin_memory(self) -> OmniBatch:
         """In page-locked memory, from which copies to a GPU run beside the computation."""
@@ -175,8 +175,24 @@ def collate_multimodal(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Te
         if len(shapes) > 1:
             raise UserError(f"{name} of a batch has one shape; got {shapes[0]} and {shapes[1]}: crop or pad the examples, or give "
                             "batches of one size.")
-        batch[name] = torch.stack(parts)
+        batch[name] = _stacked(parts)
     return batch
+
+
+def _stacked(parts: Sequence[Tensor]) -> Tensor:
+    """As torch.stack. Channels that are all views of one, as a grey picture's are, stay so: there is a third to send."""
+    first = parts[0]
+    if first.ndim > 1 and first.shape[0] > 1 and all(part.stride(0) == 0 for part in parts):
+        return torch.stack([part[:1] for part in parts]).expand(-1, *first.shape)
+    return torch.stack(list(parts))
+
+
+def _once(change: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """A batch changed; channels that are all views of one are changed once, and are such views again."""
+    if batch.ndim > 2 and batch.shape[1] > 1 and batch.stride(1) == 0:
+        changed = change(batch[:, :1])
+        return changed.expand(len(changed), *batch.shape[1:])
+    return change(batch)
 
 
 def collate(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Tensor]:

