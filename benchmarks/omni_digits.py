@@ -52,6 +52,8 @@ class OmniDigits:
     out: Path = Path("runs/omni-digits")
     count: int = 1_000
     """Held-out examples."""
+    guidance: float | None = None
+    """By default the model's."""
     reader_steps: int = 1_500
     workers: int = -1
     small: bool = False
@@ -143,6 +145,8 @@ def main(options: OmniDigits) -> None:
         seconds = time.monotonic() - began
         print(f"trained in {seconds:.0f} s", flush=True)
     model = load(options.model or options.out, device)
+    if options.guidance is not None:
+        model.config = replace(model.config, guidance=options.guidance)
     readers = readers_of(training, test, options.reader_steps, device)
     sources = [(name,) for name in model.modalities] + list(FUSED)
     record: dict[str, Any] = {

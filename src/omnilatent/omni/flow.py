@@ -3,15 +3,24 @@
 x_t = (1 − t) noise + t x (Lipman et al. 2022, arXiv 2210.02747; Liu et al. 2022, arXiv 2209.03003). The model takes x_t for x̂,
 and the velocity is (x̂ − x_t) / (1 − t): clean patches lie on a manifold, noise does not (Li & He 2025, arXiv 2511.13720).
 
-- `flow`: Euler's steps. `draw`, `on_the_way`: noise, t and x_t for training. `TimeFeatures`: t as a vector.
+The more values an example has, the nearer to pure noise it is decided what they will be, so t is shifted towards noise by their
+number, in training and in drawing (Esser et al. 2024, arXiv 2403.03206, section 5.3.2; the numbers are measured on digits:
+docs/experiments.md).
+
+- `flow`: Euler's steps. `draw`, `on_the_way`: noise, t and x_t for training. `shifted`: t. `TimeFeatures`: t as a vector.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+
+UNSHIFTED, MOST = 384, 8.0  # values of an example whose t is as it is; where shifting ends
 
 
 class TimeFeatures(nn.Module):
@@ -31,19 +40,28 @@ class TimeFeatures(nn.Module):
 
 
 def flow(predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
-    """Euler from t = 0 to 1 in equal steps; `predict(x_t, t)` gives x̂, and the last step ends at it."""
+    """Euler from t = 0 to 1; `predict(x_t, t)` gives x̂ for noise `(b, n, p)` that is on its way, and the last step ends at it."""
     x = noise
-    for step in range(steps):
-        clean = predict(x, x.new_full((len(x),), step / steps, dtype=torch.float32)).to(x)
-        x = clean if step == steps - 1 else x + (clean - x) / (steps - step)
+    times = [shifted(step / steps, noise[0].numel()) for step in range(steps + 1)]
+    for now, then in zip(times, times[1:], strict=False):
+        clean = predict(x, x.new_full((len(x),), now, dtype=torch.float32)).to(x)
+        x = clean if then == 1 else x + (clean - x) * ((then - now) / (1 - now))
     return x
 
 
 def draw(shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noise of a shape `(b, n, p)`, and t `(b,)`, which is logit-normal (Esser et al. 2024, arXiv 2403.03206) around 0.31: what is
-    drawn is decided early."""
-    time = torch.randn(shape[0], generator=generator, device=generator.device).sub(0.8).sigmoid()
-    return torch.randn(shape, generator=generator, device=generator.device), time
+    """Noise of a shape `(b, n, p)`, and t `(b,)`, which is logit-normal (Esser et al. 2024), shifted."""
+    time = torch.randn(shape[0], generator=generator, device=generator.device).sigmoid()
+    return torch.randn(shape, generator=generator, device=generator.device), shifted(time, shape[1] * shape[2])
+
+
+Time = TypeVar("Time", float, Tensor)
+
+
+def shifted(time: Time, values: int) -> Time:
+    """t of an example with so many values."""
+    towards = min(MOST, max(1.0, math.sqrt(values / UNSHIFTED)))
+    return time / (time + towards * (1 - time))
 
 
 def on_the_way(patches: Tensor, noise: Tensor, time: Tensor) -> Tensor:
