@@ -73,7 +73,7 @@ def readers_of(training: DigitWorld, test: DigitWorld, steps: int, device: torch
         data, held_data = (torch.stack([getattr(s, name) for s in part]).to(device) for part in (samples, held))
         labels, held_labels = (torch.tensor([s.label for s in part], device=device) for part in (samples, held))
         if name == "audio" and test.recordings:  # each recording once, as it is
-            held_data = torch.stack([heard(r.wave, None) for r in test.recordings]).to(device)
+            held_data = torch.stack([heard(r.wave) for r in test.recordings]).to(device)
             held_labels = torch.tensor([r.digit for r in test.recordings], device=device)
         began = time.monotonic()
         found[name] = fit_reader(data, labels, held_data, held_labels, steps)

@@ -175,7 +175,7 @@ def test_a_sound_is_cropped_and_padded_as_in_the_digits_world(here: Path) -> Non
     model = load("model")
     for file in ("long.wav", "short.wav", "usual.wav"):
         wave = read_sound(Path(file), 8_000)
-        assert torch.equal(files.read_source(Path(file), "audio", model)[0], heard(wave, None))
+        assert torch.equal(files.read_source(Path(file), "audio", model)[0], heard(wave))
     loud = files.read_source(Path("short.wav"), "audio", model)[0].amax(0) > 0
     first, last = int(loud.nonzero()[0]), int(loud.nonzero()[-1])
     assert first > 20 and abs(first - (63 - last)) <= 1

@@ -63,9 +63,14 @@ class DigitSample:
         return colour(torch.nn.functional.pad(self.pixels, (2, 2, 2, 2)))
 
     @property
+    def wave(self) -> Tensor:
+        """The sound `(8064,)`, at `MEL.rate`."""
+        return self.world.wave(self.label, self.draw)
+
+    @property
     def audio(self) -> Tensor:
-        """A mel spectrogram `(64, 64)` in [0, 1]."""
-        return self.world.sound(self.label, self.draw)
+        """Its mel spectrogram `(64, 64)` in [0, 1]."""
+        return MEL.to_mel(self.wave)
 
     @property
     def video(self) -> Tensor:
@@ -106,12 +111,12 @@ class DigitWorld:
         label, pixels = int(self.digits.labels[index]), torch.from_numpy(self.digits.pixels[index].copy()).float() / 255
         return DigitSample(self, label, pixels, draws("digit world", self.name, self.seed, position, count=8))
 
-    def sound(self, label: int, draw: list[int]) -> Tensor:
-        """The digit as a mel spectrogram `(64, 64)`."""
+    def wave(self, label: int, draw: list[int]) -> Tensor:
+        """The digit as a sound `(8064,)`."""
         if not self.recordings:
-            return MEL.to_mel(tone(label, draw))
+            return tone(label, draw)
         own = [recording for recording in self.recordings if recording.digit == label]
-        return heard(own[below(draw[0], len(own))].wave, draw if self.varied else None)
+        return within_a_second(own[below(draw[0], len(own))].wave, draw if self.varied else None)
 
 
 def colour(grey: Tensor) -> Tensor:
@@ -132,10 +137,15 @@ def moving(pixels: Tensor, draw: list[int]) -> Tensor:
     return colour(canvas)
 
 
-def heard(wave: Tensor, draw: list[int] | None) -> Tensor:
-    """A recording within one second as a mel spectrogram; with draws at another place, speed and loudness, with noise."""
+def heard(wave: Tensor) -> Tensor:
+    """A recording, in the middle of one second, as a mel spectrogram `(64, 64)`."""
+    return MEL.to_mel(within_a_second(wave, None))
+
+
+def within_a_second(wave: Tensor, draw: list[int] | None) -> Tensor:
+    """A recording in the middle of one second; with draws at another place, speed and loudness, with noise."""
     if draw is None:
-        return MEL.to_mel(centred(wave, SAMPLES).clamp(-1, 1))
+        return centred(wave, SAMPLES).clamp(-1, 1)
     longer = round(len(wave) * (0.85 + 0.3 * unit(draw[1])))
     wave = torch.nn.functional.interpolate(wave[None, None], longer, mode="linear", align_corners=True)[0, 0]
     wave = wave * 10 ** (unit(draw[2]) - 0.7)
@@ -144,8 +154,7 @@ def heard(wave: Tensor, draw: list[int] | None) -> Tensor:
     before = below(draw[3], room + 1)
     wave = torch.nn.functional.pad(wave, (before, room - before))
     noise = torch.randn(SAMPLES, generator=torch.Generator().manual_seed(draw[0] >> 1))
-    wave = wave + noise * 10 ** (-4.5 + 2 * unit(draw[4]))
-    return MEL.to_mel(wave.clamp(-1, 1))
+    return (wave + noise * 10 ** (-4.5 + 2 * unit(draw[4]))).clamp(-1, 1)
 
 
 def tone(label: int, draw: list[int]) -> Tensor:

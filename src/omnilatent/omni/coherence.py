@@ -101,7 +101,7 @@ def _moments(reader: Reader, data: Tensor) -> RunningMoments:
 def recognition(model: OmniLatentModel, recordings: Sequence[Recording]) -> float:
     """The share of recordings whose word is written exactly."""
     device = model.places.linear.weight.device
-    mels = torch.stack([heard(recording.wave, None) for recording in recordings]).to(device)
+    mels = torch.stack([heard(recording.wave) for recording in recordings]).to(device)
     wrote = [row for part in mels.split(BATCH) for row in model.generate("audio", part, max_len=model.config.text_tokens)]
     digits = read_words([model.tokenizer.decode(row.tolist()) for row in wrote])
     return (digits == torch.tensor([recording.digit for recording in recordings])).float().mean().item()

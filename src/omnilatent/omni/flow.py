@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 
-UNSHIFTED, MOST = 384, 8.0  # values of an example whose t is as it is; where shifting ends
+PER_SHIFT, LEAST, MOST = 384, 2.2, 8.0  # the shift is the root of the values over the first, within the others
 
 
 class TimeFeatures(nn.Module):
@@ -60,7 +60,7 @@ Time = TypeVar("Time", float, Tensor)
 
 def shifted(time: Time, values: int) -> Time:
     """t of an example with so many values."""
-    towards = min(MOST, max(1.0, math.sqrt(values / UNSHIFTED)))
+    towards = min(MOST, max(LEAST, math.sqrt(values / PER_SHIFT)))
     return time / (time + towards * (1 - time))
 
 
