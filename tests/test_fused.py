@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from omnilatent.nn import fused
-from omnilatent.nn.fused import EAGER, EPS, HeadWeights, add_norm, heads, norm, plain, plain_gradient
+from omnilatent.nn.fused import EPS, HeadWeights, add_norm, heads, norm, plain, plain_gradient
 from omnilatent.nn.rotary import Rotary
 from omnilatent.omni.config import OmniModelConfig
 from omnilatent.omni.model import OmniLatentModel
@@ -43,8 +43,8 @@ def test_gradients_of_heads_are_autograds(turned: bool, prefix: int | None) -> N
 def test_gradients_of_norms_are_autograds() -> None:
     torch.manual_seed(0)
     x, more, weight = torch.randn(2, 5, 16, requires_grad=True), torch.randn(2, 5, 16, requires_grad=True), torch.rand(16, requires_grad=True)
-    for leaves, expected, found in (([x, more, weight], fused._add_norm(x, more, weight), add_norm(EAGER, x, more, weight)),
-                                    ([x, weight], (fused._norm(x, weight),), (norm(EAGER, x, weight),))):
+    for leaves, expected, found in (([x, more, weight], fused._add_norm(x, more, weight), add_norm(x, more, weight)),
+                                    ([x, weight], (fused._norm(x, weight),), (norm(x, weight),))):
         upstream = [torch.randn_like(t) for t in expected]
         for a, b in zip(*(torch.autograd.grad(made, leaves, upstream) for made in (expected, found)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

@@ -64,8 +64,8 @@ def made_in_workers(items: Dataset[Item], order: Sequence[int], workers: int, pi
         iterator = iter(loader)
     try:
         yield from iterator
-    except RuntimeError as failure:
-        if "DataLoader worker" not in str(failure):
+    except (RuntimeError, ConnectionError, EOFError) as failure:
+        if isinstance(failure, RuntimeError) and "DataLoader worker" not in str(failure):
             raise
         raise UserError(
             "A data worker was ended from outside, most often for want of memory or of shared memory (/dev/shm): "

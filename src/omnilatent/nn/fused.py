@@ -1,18 +1,18 @@
 """What a transformer layer does between its matrix products and attention, with gradients that read and write once.
 
-- `heads`: one projection → queries, keys and values of all heads, also split into a prefix and what comes after it.
-- `norm`, `add_norm`: RMSNorm, and that of a residual sum.
-- `Steps`: the functions behind these, and SwiGLU, which may be compiled; each is then one kernel, of any number of tokens.
+- `heads`: one projection → queries, keys and values of all heads, also split into a prefix and what comes after it; on a GPU by
+  triton_heads.py. `plain`, `plain_gradient`: by plain operations.
+- `norm`, `add_norm`, `swiglu`: RMSNorm, that of a residual sum, and SwiGLU. With `fast` they are compiled, each one kernel, of any
+  number of tokens. `over_tokens`: sums.
 
 Autograd's own gradients would pad, copy and add where parts of one tensor go different ways, and sum over all tokens in slow
-kernels where a vector is shared by them. Here the parts come together in one pass, and sums over tokens are matrix products.
+kernels where a vector is shared by them. There are no gradients of these gradients.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from torch.nn.functional import pad, rms_norm, silu
 from .rotary import rotate, rotate_back
 
 EPS = 1e-6
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 Turn = tuple[Tensor, Tensor]
 
 
@@ -80,7 +81,7 @@ class _Heads(torch.autograd.Function):
 
 
 def _has_kernels(tensor: Tensor) -> bool:
-    return tensor.is_cuda and importlib.util.find_spec("triton") is not None
+    return tensor.is_cuda and HAS_TRITON
 
 
 def plain(qkv: Tensor, weights: HeadWeights, turn: Turn | None, prefix: int | None) -> tuple[Tensor, ...]:
@@ -136,69 +137,65 @@ def _norm_gradient(x: Tensor, weight: Tensor, normed: Tensor, own: Tensor | None
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:
-    """silu of the first half of the channels times the second."""
     gate, up = gate_up.chunk(2, -1)
     return silu(gate) * up
 
 
-@dataclass(frozen=True)
-class Steps:
-    """The functions, as they are or compiled."""
-
-    norm: Callable[[Tensor, Tensor], Tensor] = _norm
-    add_norm: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = _add_norm
-    norm_gradient: Callable[..., tuple[Tensor, Tensor]] = _norm_gradient
-    swiglu: Callable[[Tensor], Tensor] = _swiglu
-
-
-EAGER = Steps()
-
-
 @cache
-def compiled() -> Steps:
-    """All of them compiled, the same for all models."""
-    return Steps(**{field.name: torch.compile(getattr(EAGER, field.name)) for field in fields(Steps)})
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
 
 
-def norm(steps: Steps, x: Tensor, weight: Tensor) -> Tensor:
-    """RMSNorm of `(b, n, dim)` with a weight `(dim,)`, which is taken in the tokens' dtype."""
-    return _Norm.apply(steps, x, weight)
+def norm(x: Tensor, weight: Tensor, fast: bool = False) -> Tensor:
+    """RMSNorm of `(…, dim)` with a weight `(dim,)`, which is taken in the tokens' dtype."""
+    return _Norm.apply(fast, x.flatten(0, -2), weight).view(x.shape)
 
 
-def add_norm(steps: Steps, x: Tensor, more: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def add_norm(x: Tensor, more: Tensor, weight: Tensor, fast: bool = False) -> tuple[Tensor, Tensor]:
     """x + more, and its `norm`."""
-    return _AddNorm.apply(steps, x, more, weight)
+    both, normed = _AddNorm.apply(fast, x.flatten(0, -2), more.flatten(0, -2), weight)
+    return both.view(x.shape), normed.view(x.shape)
+
+
+def swiglu(gate_up: Tensor, fast: bool = False) -> Tensor:
+    """silu of the first half of the channels times the second."""
+    function = _compiled(_swiglu) if fast else _swiglu
+    return function(gate_up.flatten(0, -2)).unflatten(0, gate_up.shape[:-1])
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, steps: Steps, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.steps = steps
+    def forward(ctx: Any, fast: bool, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.fast = fast
         ctx.save_for_backward(x, weight)
-        return steps.norm(x, weight)
+        return (_compiled(_norm) if fast else _norm)(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, normed: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        whole, parts = ctx.steps.norm_gradient(x, weight, normed, None)
-        return None, whole, over_tokens(parts.flatten(0, -2)).to(weight)
+        return None, *_norm_backward(ctx, normed, None)
 
 
 class _AddNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, steps: Steps, x: Tensor, more: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        x, normed = steps.add_norm(x, more, weight)
-        ctx.steps = steps
+    def forward(ctx: Any, fast: bool, x: Tensor, more: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        x, normed = (_compiled(_add_norm) if fast else _add_norm)(x, more, weight)
+        ctx.fast = fast
         ctx.save_for_backward(x, weight)
         return x, normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, own: Tensor, normed: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        whole, parts = ctx.steps.norm_gradient(x, weight, normed, own)
-        return None, whole, whole, over_tokens(parts.flatten(0, -2)).to(weight)
+        whole, weight = _norm_backward(ctx, normed.contiguous(), own.contiguous())
+        return None, whole, whole, weight
+
+
+def _norm_backward(ctx: Any, normed: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the tokens, and of the weight where it learns."""
+    x, weight = ctx.saved_tensors
+    whole, parts = (_compiled(_norm_gradient) if ctx.fast else _norm_gradient)(x, weight, normed, own)
+    return whole, over_tokens(parts).to(weight) if ctx.needs_input_grad[-1] else None
 
 
 def over_tokens(parts: Tensor) -> Tensor:

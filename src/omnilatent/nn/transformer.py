@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from .fused import EAGER, HeadWeights, Steps, add_norm, heads, norm
+from .fused import HeadWeights, add_norm, heads, norm, swiglu
 
 NEAR = 2.0  # of the head that looks most to its own place when training begins
 
@@ -30,10 +30,10 @@ class Norm(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.weight, self.steps = nn.Parameter(torch.ones(dim)), EAGER
+        self.weight, self.fast = nn.Parameter(torch.ones(dim)), False
 
     def forward(self, x: Tensor) -> Tensor:
-        return norm(self.steps, x, self.weight)
+        return norm(x, self.weight, self.fast)
 
 
 class Keys(NamedTuple):
@@ -75,6 +75,9 @@ class Layer(nn.Module):
     learned temperature for each head: without it no pair of tokens can be told from another, and nothing is learned. A learned
     vector is added to both before they are turned; it begins alike in both, so that the heads begin by looking near a token's
     own place, some more and some less.
+
+    Attributes:
+        fast: whether what stands between matrix products and attention is compiled.
     """
 
     def __init__(self, config: LayerConfig) -> None:
@@ -86,11 +89,7 @@ class Layer(nn.Module):
         near = torch.linspace(0, NEAR, config.heads)[:, None, None].repeat(1, 1, dim // config.heads)
         self.near_q, self.near_k = nn.Parameter(near), nn.Parameter(near.clone())
         self.gate_up, self.down = nn.Linear(dim, 2 * config.inner, bias=False), nn.Linear(config.inner, dim, bias=False)
-        self.use(EAGER)
-
-    def use(self, steps: Steps) -> None:
-        """Take other functions between the matrix products, such as compiled ones."""
-        self.steps = self.norm.steps = steps
+        self.fast = False
 
     def project(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, prefix: int | None = None) -> tuple[Tensor, ...]:
         """Tokens `(b, n, dim)` → queries, keys, values `(b, heads, n, d)`, the first two normalised and turned.
@@ -105,8 +104,8 @@ class Layer(nn.Module):
     def finish(self, x: Tensor, *attended: Tensor) -> Tensor:
         """Tokens and what their heads attended to, `(b, heads, n, d)`, in one piece or several → the layer's output."""
         pieces = [piece.transpose(1, 2).flatten(2) for piece in attended]
-        x, normed = add_norm(self.steps, x, self.out(torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]), self.mlp_norm.weight)
-        return x + self.down(self.steps.swiglu(self.gate_up(normed)))
+        x, normed = add_norm(x, self.out(torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]), self.mlp_norm.weight, self.fast)
+        return x + self.down(swiglu(self.gate_up(normed), self.fast))
 
 
 def attend(q: Tensor, keys: Keys, causal: bool = False) -> Tensor:

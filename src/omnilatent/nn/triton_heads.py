@@ -7,6 +7,8 @@ Import this only where Triton is installed.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -145,6 +147,10 @@ def _backward(qkv_pointer, temperature_pointer, cos_pointer, sin_pointer, first_
     _store(parts_pointer + 2 * whole, place, there, product_a, product_b, d)
 
 
+def _device_of(tensor: Tensor) -> AbstractContextManager:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()  # the interpreter's tensors are on no GPU
+
+
 def _form(qkv: Tensor, turn: tuple[Tensor, Tensor] | None) -> tuple[bool, int, int, int, int]:
     h, d = qkv.shape[3:]
     return turn is not None, h, d, triton.next_power_of_2(h), triton.next_power_of_2(d // 2)
@@ -158,7 +164,7 @@ def forward(qkv: Tensor, temperature: Tensor, near_q: Tensor, near_k: Tensor, tu
     q, k, v = (qkv.new_empty(b, count, h, d) for count in (n - early, n, n))
     first = [q, k, v] if prefix is None else [qkv.new_empty(b, early, h, d) for _ in range(3)]
     cos, sin = (qkv, qkv) if turn is None else turn
-    with torch.cuda.device_of(qkv):
+    with _device_of(qkv):
         _forward[(b * n,)](qkv, temperature, near_q, near_k, cos, sin, *first, q, k, v, n, early, *_form(qkv, turn), eps, num_warps=2)
     return (q, k, v) if prefix is None else (*first, q, k, v)
 
@@ -171,7 +177,7 @@ def backward(qkv: Tensor, temperature: Tensor, turn: tuple[Tensor, Tensor] | Non
     programs = triton.cdiv(b * n, AT_ONCE)
     own, parts = torch.empty_like(qkv), qkv.new_empty(programs, 3, h, d, dtype=torch.float32)
     cos, sin = (qkv, qkv) if turn is None else turn
-    with torch.cuda.device_of(qkv):
+    with _device_of(qkv):
         _backward[(programs,)](qkv, temperature, cos, sin, *gradients[:3], *gradients[-3:], own, parts, b * n, n, early, *_form(qkv, turn), eps,
                                AT_ONCE, num_warps=2)
     return own, parts.sum(0)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..nn.fused import compiled
 from ..nn.rotary import Rotary
 from ..nn.transformer import Keys, Layer, LayerConfig, Norm, attend
 from .hooks import HookKeys, LatentNeuralHook, Voice
@@ -81,11 +80,11 @@ class Backbone(nn.Module):
             with torch.no_grad():
                 layer.qkv.weight[config.dim : 2 * config.dim] = layer.qkv.weight[: config.dim]
 
-    def compile_layers(self) -> None:
-        """Compile what every layer does between its matrix products and attention, which are libraries' own kernels."""
-        self.norm.steps = compiled()
-        for layer in self.layers:
-            layer.use(compiled())
+    def compile_layers(self, fast: bool = True) -> None:
+        """Compile what every layer does between its matrix products and attention, which are libraries' own kernels; or no more."""
+        for module in self.modules():
+            if isinstance(module, (Layer, Norm)):
+                module.fast = fast
 
     def read(self, tokens: Tokens, hooks: Hooks = (), keep: bool = False) -> Read:
         """Read a prefix.
@@ -167,8 +166,7 @@ def _both_layer(
     q, k, v, q_target, k_all, v_all = layer.project(x, turn, n)
     prefix = Keys(k, v, valid)
     hooks, changed = _changed(layer, prefix, states, gates)
-    behind = None if valid is None else valid.new_ones(len(x), x.shape[1] - n)
-    whole = Keys(k_all, v_all, None if valid is None or behind is None else torch.cat((valid, behind), 1))
+    whole = Keys(k_all, v_all, None if valid is None else torch.cat((valid, valid.new_ones(len(x), x.shape[1] - n)), 1))
     without = attend(q_target, whole, causal)
     target = Keys(k_all[:, :, n:], v_all[:, :, n:])
     return layer.finish(x, attend_gated(q, prefix, hooks), _with_hooks(without, q_target, prefix, hooks, target, causal)), changed
@@ -204,5 +202,6 @@ def _with_hooks(
     attended = without
     for hook in hooks:
         those = keys.then(hook.k, hook.v)
-        attended = attended + hook.gate.to(without.dtype) * (attend(q, those if written is None else those.then(*written), causal) - without)
+        those = those if written is None else those.then(*written)
+        attended = attended + hook.gate.to(without.dtype) * (attend(q, those, causal) - without)
     return attended

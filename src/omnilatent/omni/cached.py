@@ -1,8 +1,8 @@
 """Text token by token over remembered keys.
 
 - `Writer`: what writes. `decoder_for`: a decoder for a prefix that was read, which gives the next token's logits.
-- `GrowingDecoder`: its memory grows. `CachedDecoder`: on a GPU, over buffers as long as the text may become, which is recorded
-  and replayed, and serves again for another prefix of the same form.
+- `GrowingDecoder`: its memory grows. `CachedDecoder`: on a GPU, over buffers for the prefix and all of the text behind it, which is
+  recorded and replayed, and serves again for another prefix of the same form.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class CachedDecoder:
 
     def _with_slots(self, layer: LayerMemory, most: int) -> LayerMemory:
         k, v = (t.new_zeros(*t.shape[:2], self.prefix + most, t.shape[3]) for t in layer.prefix[:2])
-        hooks = tuple(HookKeys(*(t.clone() for t in hook)) for hook in layer.hooks)
-        voices = tuple(Voice(*(t.clone() for t in voice)) for voice in layer.voices)
+        hooks = tuple(HookKeys(*map(torch.empty_like, hook)) for hook in layer.hooks)
+        voices = tuple(Voice(*map(torch.empty_like, voice)) for voice in layer.voices)
         return LayerMemory(Keys(k, v, self.valid), hooks, slot=self.slot, voices=voices)
 
     def begin(self, memory: list[LayerMemory]) -> None:
@@ -86,6 +86,7 @@ class CachedDecoder:
         self.valid[:, : self.prefix] = True if valid is None else valid
         self.valid[:, self.prefix :] = False
         own, new = [], []
+        torch._foreach_zero_([t[:, :, self.prefix :] for layer in self.memory for t in layer.prefix[:2]])  # NaN would go through the mask
         for kept, layer in zip(self.memory, memory, strict=True):
             own += [t[:, :, : self.prefix] for t in kept.prefix[:2]] + _of_hooks(kept)
             new += [*layer.prefix[:2], *_of_hooks(layer)]

@@ -155,7 +155,7 @@ class OmniBatch:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> OmniBatch:
-        """With every tensor changed."""
+        """With every tensor changed, by what keeps the channels and what lies behind them."""
         return replace(self, parts=[(job, {name: _once(change, t) for name, t in data.items()}) for job, data in self.parts])
 
     def pin_memory(self) -> OmniBatch:
@@ -174,6 +174,10 @@ def collate_multimodal(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Te
     Raises:
         UserError: the examples have not all the same modalities, or shapes.
     """
+    return _collated(examples, torch.stack)
+
+
+def _collated(examples: Sequence[Mapping[str, Tensor]], stack: Callable[[list[Tensor]], Tensor]) -> dict[str, Tensor]:
     batch: dict[str, Tensor] = {}
     for example in examples:
         if set(example) != set(examples[0]):
@@ -188,16 +192,16 @@ def collate_multimodal(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Te
         if len(shapes) > 1:
             raise UserError(f"{name} of a batch has one shape; got {shapes[0]} and {shapes[1]}: crop or pad the examples, or give "
                             "batches of one size.")
-        batch[name] = _stacked(parts)
+        batch[name] = stack(parts)
     return batch
 
 
-def _stacked(parts: Sequence[Tensor]) -> Tensor:
-    """As torch.stack. Channels that are all views of one, as a grey picture's are, stay so: there is a third to send."""
+def _stacked_once(parts: list[Tensor]) -> Tensor:
+    """As torch.stack, for reading only: channels that are all views of one, as a grey picture's are, stay so, and are sent once."""
     first = parts[0]
     if first.ndim > 1 and first.shape[0] > 1 and all(part.stride(0) == 0 for part in parts):
         return torch.stack([part[:1] for part in parts]).expand(-1, *first.shape)
-    return torch.stack(list(parts))
+    return torch.stack(parts)
 
 
 def _once(change: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
@@ -208,13 +212,15 @@ def _once(change: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     return change(batch)
 
 
-def collate(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Tensor]:
+def collate(
+    examples: Sequence[Example], tokenizer: Tokenizer, stack: Callable[[list[Tensor]], Tensor] = torch.stack
+) -> dict[str, Tensor]:
     """`collate_multimodal` of examples whose texts are strings, which a tokenizer makes ids of."""
     def tensors(example: Example) -> dict[str, Tensor]:
         return {name: torch.tensor(tokenizer.encode(str(data)), dtype=torch.int64) if name == "text" else torch.as_tensor(data)
                 for name, data in example.items() if name != SKIPPED}
 
-    return collate_multimodal([tensors(example) for example in examples])
+    return _collated([tensors(example) for example in examples], stack)
 
 
 def omni_batches(
@@ -243,7 +249,7 @@ class _Steps(Dataset[OmniBatch | UserError]):
                 start = first + number * size
                 made = self.examples.samples(range(start, start + size), job.names)
                 skipped += [passed for example in made for passed in example.get(SKIPPED, [])]
-                data = collate(made, self.tokenizer)
+                data = collate(made, self.tokenizer, _stacked_once)
                 parts.append((job, {name: _in_steps(data[name]) if name == "text" else data[name] for name in job.names}))
         except UserError as mistake:
             return mistake

@@ -33,10 +33,10 @@ class OmniLearning(nn.Module):
         self._text_terms = text_terms
         self.weights = LearnedWeights([*(["text"] if "text" in model.modalities else []), *regressed, *flowing])
 
-    def compile_steps(self) -> None:
-        """Compile what stands between the libraries' own kernels."""
-        self.model.backbone.compile_layers()
-        self._text_terms = torch.compile(text_terms)
+    def compile(self, fast: bool = True) -> None:  # type: ignore[override]
+        """Compile what stands between the libraries' own kernels; or no more."""
+        self.model.backbone.compile_layers(fast)
+        self._text_terms = torch.compile(text_terms) if fast else text_terms
 
     def needs(self, job: Job, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """What `forward` takes for a job: its modalities of a batch, and what is drawn for it."""

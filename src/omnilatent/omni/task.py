@@ -79,7 +79,7 @@ class OmniTask:
         self.bare = OmniLearning(model, config.pairs).to(fabric.device)
         self.ema = EMA(self.bare, config.optimizer.ema_decay)
         if config.run.compile and fabric.device.type == "cuda":
-            self.bare.compile_steps()
+            self.bare.compile()
         self.model, self.optimizer = fabric.setup(self.bare, self._optimizer())
         self.generator = torch.Generator(fabric.device)
         # neither gradients that processes exchange, nor a scale that changes (of fp16), nor a codec can be recorded
@@ -106,7 +106,7 @@ class OmniTask:
 
     def batches(self, start: int, stop: int) -> Iterator[OmniBatch]:
         run, world = self.config.run, self.fabric.world_size
-        cores = own_cores()
+        cores = own_cores()  # an eighth of them for what launches the GPU's work
         workers = min(MOST_WORKERS, cores - cores // 8) if run.workers < 0 else run.workers
         known = [name for name in self.config.model.modalities if name in self.examples.sample(0)]
         plan = Plan(self.config.pairs, tuple(known), run.seed, run.steps)
@@ -144,8 +144,9 @@ class OmniTask:
         return {"loss": total, "gradient_norm": norm, **logged}
 
     def close(self) -> None:
-        """Let go of the model: what was recorded, and gradients."""
+        """Let go of the model: what was recorded and compiled, and gradients."""
         self.replayed.close()
+        self.bare.compile(False)
 
     def _learn(self, key: tuple[Job, bool, int], data: dict[str, Tensor]) -> dict[str, Tensor]:
         """Forward and backward of one job of a step."""
