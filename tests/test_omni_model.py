@@ -249,3 +249,38 @@ def test_the_flow_ends_at_what_is_predicted_and_steps_finer_near_noise_the_more_
     assert shifted(0.25, values) == pytest.approx({12: 0.1316, 3_072: 0.1054, 10**6: 0.04}[values], abs=1e-4)
     noise, time = draw((2_000, 1, values if values < 10**4 else 384 * 64), torch.Generator().manual_seed(0))
     assert float(time.median()) == pytest.approx(shifted(0.5, values), abs=0.03)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("target", ["text", "image"])
+def test_prefix_and_target_in_one_pass_are_what_one_after_the_other_is(target: str, checkpointing: bool) -> None:
+    model = small(gradient_checkpointing=checkpointing).train()
+    for name, layers in (("first", [0, 2]), ("second", [1, 2])):
+        model.register_hook(LatentNeuralHook(name, 2, 32, layers, gate_bias_init=1.0, voice=4))
+        torch.nn.init.normal_(model.hooks[name].up)
+    inputs = {"text": torch.tensor([[5, 6, 7, 8], [9, 0, 0, 0]]), "audio": examples()["audio"]}
+
+    def made(source: object) -> Tensor:
+        if target == "text":
+            return model.text_logits(source, examples()["text"])
+        return model.patches(source, target, (13, 18))
+
+    with torch.enable_grad():
+        outputs = [made(model.prefix(inputs)), made(model.read(inputs))]
+        weights = torch.randn_like(outputs[0])
+        gradients = [torch.autograd.grad((out * weights).sum(), list(model.parameters()), allow_unused=True) for out in outputs]
+    torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-4)
+    for name, a, b in zip(dict(model.named_parameters()), *gradients, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None:
+            torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+    with model.disable_hooks():
+        assert (made(model.prefix(inputs)) - outputs[0]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_of_another_precision_takes_data_of_any(dtype: torch.dtype) -> None:
+    model, data = small().to(dtype), examples()
+    for source, target in itertools.product(MODALITIES, MODALITIES):
+        given = data[source] if source == "text" else data[source].double()
+        assert model(source, given, target)["output"].isfinite().all()

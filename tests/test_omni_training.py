@@ -5,7 +5,6 @@ import json
 import sys
 import tarfile
 import weakref
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -23,8 +22,8 @@ from omnilatent.cli.main import main
 from omnilatent.data.captions import CocoCaptionsDataset, open_captioned
 from omnilatent.data.mel import MelSpec, read_sound
 from omnilatent.omni.config import MODALITIES, OmniModelConfig, OmniTraining, PairConfig
-from omnilatent.omni.examples import open_examples
-from omnilatent.omni.pairs import jobs_at
+from omnilatent.omni.examples import omni_batches, open_examples
+from omnilatent.omni.pairs import Plan, jobs_at
 from omnilatent.omni.recipes import WORLD, debug_omni
 from omnilatent.omni.saving import load
 from omnilatent.omni.task import OmniTask
@@ -37,23 +36,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from omni_losses import first_terms  # noqa: E402
 
 
-def drawn(config: PairConfig, modalities: tuple[str, ...], steps: int = 10_000) -> dict[bool, Counter[tuple[str, str]]]:
-    """Pairs of a run with one job a step, before and after the warm-up."""
-    counts: dict[bool, Counter[tuple[str, str]]] = {True: Counter(), False: Counter()}
-    for step in range(steps):
-        (job,) = jobs_at(replace(config, jobs=1), modalities, 0, step, steps)
-        counts[step < config.warmup_share * steps][job.sources[0], job.target] += 1
-    return counts
-
-
-def test_pairs_are_drawn_by_phase_as_promised() -> None:
-    coco = PairConfig(warmup_share=0.15, reconstruction_share=0.30, fused_share=0.0)
-    counts = drawn(coco, ("text", "image"))
-    assert set(counts[True]) == {("text", "text"), ("image", "image")} and counts[True].total() == 1_500
-    after = {pair: n / counts[False].total() for pair, n in counts[False].items()}
-    assert after[("image", "text")] == pytest.approx(0.35, abs=0.015) == after[("text", "image")]
-    assert after[("text", "text")] + after[("image", "image")] == pytest.approx(0.30, abs=0.015)
-    every = drawn(PairConfig(fused_share=0.0), MODALITIES)[False]
+def test_pairs_are_drawn_by_phase_as_promised_and_counted() -> None:
+    coco = PairConfig(warmup_share=0.15, reconstruction_share=0.30, fused_share=0.0, jobs=2)
+    (before, copies), (after, pairs) = Plan(coco, ("text", "image"), 0, 5_000).counted(64)
+    assert before == range(750) and after == range(750, 5_000)
+    assert set(copies) == {"text→text", "image→image"} and copies.total() == 1_500 and pairs.total() == 8_500
+    share = {pair: n / pairs.total() for pair, n in pairs.items()}
+    assert share["image→text"] == pytest.approx(0.35, abs=0.015) == share["text→image"]
+    assert share["text→text"] + share["image→image"] == pytest.approx(0.30, abs=0.015)
+    ((_, every),) = Plan(PairConfig(fused_share=0.0, jobs=2), MODALITIES, 0, 5_000).counted(64)
     assert len(every) == 16 and all(n / 10_000 == pytest.approx(1 / 16, abs=0.01) for n in every.values())
 
 
@@ -61,6 +52,7 @@ def test_several_sources_at_once_come_as_often_as_asked_for_and_text_never_flows
     jobs = [job for step in range(2_000) for job in jobs_at(PairConfig(fused_share=0.5, flow_share=0.5), MODALITIES, 1, step, 2_000)]
     several = sum(len(job.sources) > 1 for job in jobs) / len(jobs)
     assert several == pytest.approx(0.5 * 7 / 8, abs=0.02)  # one in eight adds no other source
+    assert len({job.sources for job in jobs}) == 15  # whatever their order, which recordings would be made for
     assert not any(job.flowing for job in jobs if job.target == "text")
     assert sum(job.flowing for job in jobs) / sum(job.target != "text" for job in jobs) == pytest.approx(0.5, abs=0.03)
 
@@ -70,6 +62,29 @@ def test_a_share_of_what_flows_has_no_source() -> None:
     jobs = [job for step in range(2_000) for job in jobs_at(config, MODALITIES, 1, step, 2_000)]
     assert sum(not job.sources for job in jobs if job.flowing) / sum(job.flowing for job in jobs) == pytest.approx(0.2, abs=0.03)
     assert all(job.sources for job in jobs if not job.flowing)
+
+
+def test_grey_pictures_come_from_workers_as_one_channel_and_are_the_same() -> None:
+    model = debug_omni().model
+    training, _ = open_examples("digits", None, 0, model)
+    plan = Plan(PairConfig(jobs=2), MODALITIES, 0, 6)
+    there, here = (list(omni_batches(training, ByteTokenizer(), plan, 8, 0, 6, workers=workers)) for workers in (1, 0))
+    seen = 0
+    for batch, other in zip(there, here, strict=True):
+        halved, moved = batch.halved(), batch.map(lambda t: t.to(torch.float64 if t.is_floating_point() else t.dtype))
+        for (job, data), (_, same), (_, half), (_, wide) in zip(batch.parts, other.parts, halved.parts, moved.parts, strict=True):
+            for name in job.names:
+                alone = training.sample(seen, [name])[name] if name != "text" else None
+                assert torch.equal(data[name], same[name]) and torch.equal(half[name], data[name][:2])
+                assert torch.equal(wide[name].to(data[name].dtype), data[name])
+                if alone is not None:
+                    torch.testing.assert_close(data[name][0], alone, atol=1e-5, rtol=0)
+                if name in ("image", "video"):
+                    assert data[name].stride(1) == half[name].stride(1) == wide[name].stride(1) == 0 and data[name].shape[1] == 3
+            seen += 4
+    own = collate_multimodal([training.sample(0, ["image"])])["image"]
+    own[0, 0] = 2.0  # a batch of the user's may be written into
+    assert own[0, 1].max() <= 1
 
 
 def test_a_run_can_be_stopped_and_resumed_to_the_same_weights(tmp_path: Path) -> None:

@@ -85,8 +85,9 @@ def test_a_decoder_with_slots_writes_what_one_whose_memory_grows_writes() -> Non
     ids = torch.tensor([[5, 6, 7], [8, 0, 0]])
     source, other = model.read({"text": ids}), model.read({"text": ids.flip(0)})
     decoder = CachedDecoder(model, other.memory, 6)
-    decoder.next(model.text_part().begin.expand(2, 1, -1), 0)
-    decoder.begin(source.memory)  # nothing of the other prefix stays
+    for position in range(6):
+        decoder.next(torch.full((2, 1, 32), torch.nan if position else 1.0), position)
+    decoder.begin(source.memory)  # nothing of the other text stays, not even what is no number
     for position, x in enumerate(model.text_part().shifted(torch.tensor([[3, 4, 5], [9, 8, 7]])).split(1, 1)):
         written = model.text_part().shifted(torch.tensor([[3, 4, 5], [9, 8, 7]]))[:, : position + 1]
         whole = model.text_part().logits(model.write_on(source.memory, written, 0)[0])[:, -1]

@@ -178,7 +178,8 @@ def train_run(options: TrainOptions[Any], run: Path, resumed: Path | None, comma
         if fabric.is_global_zero:
             saved = {"options": dataclasses.asdict(options), "command": command}
             replace_file(run / "run.json", json.dumps(saved, indent=2, default=str) + "\n")
-            print(f"training {config.recipe} on {fabric.device}, {task}, into {run}", flush=True)
+            learned, *more = str(task).splitlines()
+            print(f"training {config.recipe} on {fabric.device}, {learned}, into {run}", *more, sep="\n", flush=True)
         figures = train(task, task.config.run, run, fabric, checkpoint)
     except KeyboardInterrupt as interrupt:
         if not (run / "run.json").exists():  # there is no run yet to go on with

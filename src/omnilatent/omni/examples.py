@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.captions import Captioned, open_captioned
-from ..data.digit_world import MEL, DigitWorld, holds_world, open_world
+from ..data.digit_world import MEL, SIDE, DigitWorld, holds_world, open_world
 from ..data.mel import MelSpec
 from ..data.structured import SYNTHETIC_LENGTH, structured_image
 from ..data.workers import made_in_workers
@@ -136,6 +136,10 @@ def open_examples(data: str, val: str | None, seed: int, model: OmniModelConfig)
     if data == "synthetic":
         return SyntheticExamples(model, seed, None), SyntheticExamples(model, seed + 1, None)
     if holds_world(data):
+        for name, size in (("image", model.image_size), ("video", model.video_size)):
+            if name in model.modalities and size != (SIDE, SIDE):
+                raise UserError(f"{data}: the digits world's {name}s are {SIDE}×{SIDE}, and the model's are {size[1]}×{size[0]}: give "
+                                f"other --data, or --{name}-size {SIDE} {SIDE}.")
         training, test = open_world(data, seed)
         test = test if val is None else open_world(val, seed)[1]
         return DigitExamples(training, MEL, model.modalities), DigitExamples(test, MEL, model.modalities)

@@ -36,7 +36,7 @@ class TimeFeatures(nn.Module):
     def forward(self, time: Tensor) -> Tensor:
         """`(b,)` → `(b, dim)`."""
         angles = time.float()[:, None] * self.frequencies
-        return self.layers(torch.cat((angles.sin(), angles.cos()), 1))
+        return self.layers(torch.cat((angles.sin(), angles.cos()), 1).to(self.layers[0].weight.dtype))
 
 
 def flow(predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:

@@ -188,7 +188,7 @@ class OmniLatentModel(nn.Module):
         x = (part.query + self.places(positions)).to(source.dtype).expand(source.batch, -1, -1)
         if noisy is not None:
             assert time is not None
-            x = x + part.noisy(noisy) + self.time(time)[:, None].to(x.dtype)
+            x = x + part.noisy(noisy.to(part.noisy.weight.dtype)) + self.time(time)[:, None].to(x.dtype)
         return part.head(self._extend(source, x, positions, causal=False))
 
     def text_part(self) -> TextModality:

@@ -1,12 +1,13 @@
 """Which modalities are turned into which, at each step of a run: a pure function of (seed, step).
 
 - `Job`: sources and target of one part of a batch, and whether the target is learned by flow matching.
-- `jobs_at`, `Plan`: those of a step. `pair_weights`: how likely each pair is at a part of the run.
+- `jobs_at`, `Plan`: those of a step, and how many of a run. `pair_weights`: how likely each pair is at a part of the run.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -25,6 +26,12 @@ class Job(NamedTuple):
     def names(self) -> tuple[str, ...]:
         """Its modalities, each once."""
         return tuple(dict.fromkeys((*self.sources, self.target)))
+
+    @property
+    def pair(self) -> str:
+        """source→target, for a person."""
+        source = self.sources[0] if len(self.sources) == 1 else "several" if self.sources else "nothing"
+        return f"{source}→{self.target}"
 
 
 def pair_weights(config: PairConfig, modalities: tuple[str, ...], progress: float) -> dict[tuple[str, str], float]:
@@ -69,6 +76,12 @@ class Plan:
         """As many as share a batch evenly."""
         config = replace(self.config, jobs=math.gcd(self.config.jobs, batch_size))
         return jobs_at(config, self.modalities, self.seed, step, self.steps)
+
+    def counted(self, batch_size: int) -> list[tuple[range, Counter[str]]]:
+        """The steps of each phase, before and after the warm-up, and how often each pair is learned from in them."""
+        after = min(self.steps, math.ceil(self.config.warmup_share * self.steps))
+        phases = [phase for phase in (range(after), range(after, self.steps)) if phase]
+        return [(phase, Counter(job.pair for step in phase for job in self.jobs(step, batch_size))) for phase in phases]
 
 
 def _pick(weights: dict[tuple[str, str], float], u: float) -> tuple[str, str]:

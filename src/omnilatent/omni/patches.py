@@ -124,4 +124,4 @@ class PatchModality(nn.Module):
 
     def encode(self, data: Tensor) -> Tokens:
         """A batch as a source."""
-        return Tokens(self.embed(self.cut(data)), self.positions(self.size_of(data), data.device))
+        return Tokens(self.embed(self.cut(data).to(self.embed.weight.dtype)), self.positions(self.size_of(data), data.device))

@@ -66,7 +66,17 @@ class OmniTask:
         self.examples, self.held_out = open_examples(data, val, config.run.seed, config.model)
 
     def __str__(self) -> str:
-        return f"{len(self.examples)} examples ({self.examples.name}), {len(self.held_out)} held out ({self.held_out.name})"
+        lines = [f"{len(self.examples)} examples ({self.examples.name}), {len(self.held_out)} held out ({self.held_out.name})"]
+        for steps, counts in self.plan.counted(self.config.run.batch_size):
+            pairs = ", ".join(f"{pair} {count:,}" for pair, count in counts.most_common())
+            lines.append(f"pairs drawn in the steps {steps.start + 1:,} to {steps.stop:,}: {pairs}")
+        return "\n".join(lines)
+
+    @property
+    def plan(self) -> Plan:
+        """Which pairs are learned from, among the modalities that the examples have."""
+        known = [name for name in self.config.model.modalities if name in self.examples.sample(0)]
+        return Plan(self.config.pairs, tuple(known), self.config.run.seed, self.config.run.steps)
 
     # -- building ----------------------------------------------------------------------------------------------
 
@@ -108,9 +118,7 @@ class OmniTask:
         run, world = self.config.run, self.fabric.world_size
         cores = own_cores()  # an eighth of them for what launches the GPU's work
         workers = min(MOST_WORKERS, cores - cores // 8) if run.workers < 0 else run.workers
-        known = [name for name in self.config.model.modalities if name in self.examples.sample(0)]
-        plan = Plan(self.config.pairs, tuple(known), run.seed, run.steps)
-        return omni_batches(self.examples, self.tokenizer, plan, run.batch_size // world, start, stop, self.fabric.global_rank, world,
+        return omni_batches(self.examples, self.tokenizer, self.plan, run.batch_size // world, start, stop, self.fabric.global_rank, world,
                             workers, pin=self.fabric.device.type == "cuda")
 
     def halve(self, batch: OmniBatch) -> OmniBatch | None:

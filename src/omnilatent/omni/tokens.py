@@ -54,4 +54,4 @@ class PositionFeatures(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """`(n, 3)` → `(n, dim)`."""
         angles = (positions.float()[..., None] * self.frequencies).flatten(1)
-        return self.linear(torch.cat((angles.sin(), angles.cos()), 1))
+        return self.linear(torch.cat((angles.sin(), angles.cos()), 1).to(self.linear.weight.dtype))
