@@ -87,6 +87,16 @@ def test_grey_pictures_come_from_workers_as_one_channel_and_are_the_same() -> No
     assert own[0, 1].max() <= 1
 
 
+def test_the_learning_rate_rises_over_a_twentieth_of_the_run_at_most() -> None:
+    for steps, warmup, expected in ((100, 2_000, 1 / 5), (100, 2, 1 / 2), (10, 2_000, 1)):
+        config = replace(debug_omni(), optimizer=OptimizerConfig(lr=1e-3, warmup=warmup), run=replace(debug_omni().run, steps=steps))
+        task = OmniTask(config, "digits", None, lambda file, reason: None)
+        task.setup(launch_fabric(replace(config.run, device="cpu")))
+        task.step(next(iter(task.batches(0, 1))), 0)
+        assert task.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * expected)
+        task.close()
+
+
 def test_a_run_can_be_stopped_and_resumed_to_the_same_weights(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(["train", "debug-omni", "--out", str(whole)]) == 0

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 MOST_WORKERS = 16
+WARMUP = 20  # a run's steps over those in which the learning rate rises, at most
 
 
 class OmniTask:
@@ -132,7 +133,8 @@ class OmniTask:
         for file, reason in batch.skipped:
             self.skipped(file, reason)
         config, o, fabric = self.config, self.config.optimizer, self.fabric
-        share = warmup_cosine(position, config.run.steps, o.warmup, o.final_lr)
+        warmup = min(o.warmup, max(1, config.run.steps // WARMUP))
+        share = warmup_cosine(position, config.run.steps, warmup, o.final_lr)
         for group in self.optimizer.param_groups:
             group["lr"] = o.lr * share
         batch = batch.map(lambda t: t.to(fabric.device, non_blocking=True))

@@ -67,8 +67,7 @@ class Trainer:
         if mel is not None and mel.bands != model.config.mel_bands:
             raise ValueError(f"the MelSpec has {mel.bands} bands; the model's mel_bands is {model.config.mel_bands}")
         run = replace(run, steps=config.max_steps, batch_size=config.batch_size, amp=config.mixed_precision)
-        optimizer = OptimizerConfig(lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay,
-                                    warmup=max(1, min(2_000, config.max_steps // 20)))
+        optimizer = OptimizerConfig(lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay, warmup=2_000)
         self.config = OmniTraining(model=model.config, pairs=pairs, optimizer=optimizer, run=run)
         model.backbone.checkpointing = config.gradient_checkpointing
         self.out = Path(out) if out is not None else Path("runs") / f"omni-{time.strftime('%Y%m%d-%H%M%S')}"
