@@ -250,6 +250,8 @@ def test_a_model_of_own_spectrograms_hears_and_makes_sound_files_when_it_knows_w
         Trainer(OmniLatentModel(config), config, loader, mel=MelSpec())
     with pytest.raises(ValueError, match="the tokenizer has 259 ids; the model's vocab_size is 40"):
         Trainer(OmniLatentModel(replace(config, vocab_size=40)), config, loader, tokenizer=ByteTokenizer())
+    with pytest.raises(ValueError, match="the configuration's num_layers is 7, and the model's"):
+        Trainer(OmniLatentModel(config), replace(config, num_layers=7), loader)
 
 
 def test_ids_of_another_tokenizer_are_refused(tmp_path: Path) -> None:

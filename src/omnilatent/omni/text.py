@@ -29,7 +29,7 @@ class TextModality(nn.Module):
         """Raise a ValueError that says what was expected and what came."""
         if data.dtype not in (torch.int64, torch.int32) or data.ndim != 2 or data.numel() == 0:
             raise ValueError(f"text is token ids (b, tokens), int64, at least one; got {data.dtype} {tuple(data.shape)}")
-        if not torch.compiler.is_compiling() and data.device.type == "cpu":
+        if not torch.compiler.is_compiling() and not (data.is_cuda and torch.cuda.is_current_stream_capturing()):
             low, high = (int(v) for v in torch.aminmax(data))
             if low < 0 or high >= self.vocabulary:
                 raise ValueError(f"text has the ids 0 to {self.vocabulary - 1}; got {low if low < 0 else high}: take the "

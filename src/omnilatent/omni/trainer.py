@@ -54,7 +54,7 @@ class Trainer:
         pairs: which pairs are drawn; by default every one among a batch's modalities as likely as any other.
 
     Raises:
-        ValueError: a tokenizer or a MelSpec that is none of the model's.
+        ValueError: a configuration, a tokenizer or a MelSpec that is none of the model's.
     """
 
     def __init__(
@@ -62,6 +62,10 @@ class Trainer:
         out: str | Path | None = None, tokenizer: Tokenizer | None = None, mel: MelSpec | None = None,
         run: RunConfig = RunConfig(), pairs: PairConfig = PairConfig(jobs=1, fused_share=0.0),
     ) -> None:
+        for name in ("hidden_dim", "num_layers", "num_heads", "modalities"):
+            if getattr(config, name) != getattr(model.config, name):
+                raise ValueError(f"the configuration's {name} is {getattr(config, name)}, and the model's {getattr(model.config, name)}: "
+                                 "give the one that the model was made with")
         if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; the model's vocab_size is {model.config.vocab_size}")
         if mel is not None and mel.bands != model.config.mel_bands:
