@@ -25,7 +25,7 @@ SHORT = {
     "train": TRAIN,
     **dict.fromkeys(("train lgq", "train fsq", "train simvq", "train vq"), f"{TRAIN} --perceptual laplacian"),
     **dict.fromkeys(("train omni", "train omni-coco", "train debug-omni"), "--steps 2 --batch-size 2 --workers 0 --validation-examples 2 "
-                    "--hidden-dim 32 --num-layers 1 --num-heads 2 --image-size 32 32 --video-size 16 16 --mel-frames 16"),
+                    "--hidden-dim 32 --num-layers 1 --num-heads 2 --image-size 32 32 --mel-frames 16"),
     **dict.fromkeys(("evaluate runs/omni", "evaluate runs/any"), "--count 4"),
     "bench omni": "--calls 1 --batch-size 2 --hidden-dim 32 --num-layers 2 --num-heads 2",
     "bench runs/omni": "--calls 1 --batch-size 2",
