@@ -82,7 +82,7 @@ class Training:
     def __init__(self, config: OmniModelConfig, device: torch.device, compiled: bool) -> None:
         self.learning = OmniLearning(OmniLatentModel(config), PairConfig()).to(device).train()
         if compiled:
-            self.learning.compile()
+            self.learning.use_compiled()
         fused = {"fused": True} if device.type == "cuda" else {}
         self.optimizer = torch.optim.AdamW(self.learning.parameters(), 1e-4, (0.9, 0.95), weight_decay=0.01, **fused)
         self.replayed = Replayed(self._learn, self.learning.parameters(), eager=2)

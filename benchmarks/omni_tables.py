@@ -38,7 +38,8 @@ def speed(record: dict[str, Any] | None) -> str:
         rows.append([f"train {row['pair']}", "on" if row["checkpointing"] else "off", number(row["tokens"], 0), number(row["ms"], 1),
                      number(row["k_tokens"], 0), number(peer, 0), times(peer, row["ms"])])
     ms = record["generate_ms"]
-    rows.append(["write 64 tokens, batch 1, not compiled", "–", "64", number(ms, 1), number(64 / ms, 2), number(PEER_GENERATE_MS, 0), times(PEER_GENERATE_MS, ms)])
+    rows.append(["write 64 tokens, batch 1, not compiled", "–", "64", number(ms, 1), number(64 / ms, 2),
+                 number(PEER_GENERATE_MS, 0), times(PEER_GENERATE_MS, ms)])
     way = "flow matching" if record.get("flowing") else "regression"
     return (f"{record['parameters'] / 1e6:.1f} M parameters, batch {record['batch_size']}, {way}, bf16, compiled, {record['device']}, "
             f"torch {record['torch']}. The peer: {PEER_PARAMETERS / 1e6:.1f} M parameters, fp16, not compiled, NVIDIA H200, the same "

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from omnilatent import LatentHookConfig, LatentNeuralHook, OmniLatentConfig, OmniLatentModel
 from omnilatent.omni.decoding import greedy_logits
-from omnilatent.omni.flow import draw, flow, on_the_way, shifted
+from omnilatent.omni.flow import flow, on_the_way, shifted
 
 SMALL = dict(hidden_dim=32, num_layers=3, num_heads=2, vocab_size=40, image_size=(16, 16), image_patch=8, video_size=(8, 8),
              video_frames=4, video_patch=(2, 8), mel_frames=8, mel_bands=4, text_tokens=6, flow_steps=2, gradient_checkpointing=False)
@@ -246,9 +246,7 @@ def test_the_flow_ends_at_what_is_predicted_and_steps_finer_near_noise_the_more_
 
     assert torch.equal(flow(predict, noise, 4), clean)
     assert seen[0] == 0 and seen == sorted(seen) and seen[1] == pytest.approx(shifted(0.25, values))
-    assert shifted(0.25, values) == pytest.approx({12: 0.1316, 3_072: 0.1054, 10**6: 0.04}[values], abs=1e-4)
-    noise, time = draw((2_000, 1, values if values < 10**4 else 384 * 64), torch.Generator().manual_seed(0))
-    assert float(time.median()) == pytest.approx(shifted(0.5, values), abs=0.03)
+    assert shifted(0.25, values) == pytest.approx({12: 0.25, 3_072: 0.1054, 10**6: 0.04}[values], abs=1e-4)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -87,6 +87,13 @@ def test_grey_pictures_come_from_workers_as_one_channel_and_are_the_same() -> No
     assert own[0, 1].max() <= 1
 
 
+def test_the_digits_world_is_for_models_of_its_sizes(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    for name, size, said in (("image", ["64", "48"], "images are 32×32, and the model's are 48×64"),
+                             ("video", ["16", "16"], "videos are 32×32, and the model's are 16×16")):
+        assert main(["train", "debug-omni", f"--{name}-size", *size, "--out", str(tmp_path / "run")]) == 2
+        assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_the_learning_rate_rises_over_a_twentieth_of_the_run_at_most() -> None:
     for steps, warmup, expected in ((100, 2_000, 1 / 5), (100, 2, 1 / 2), (10, 2_000, 1)):
         config = replace(debug_omni(), optimizer=OptimizerConfig(lr=1e-3, warmup=warmup), run=replace(debug_omni().run, steps=steps))

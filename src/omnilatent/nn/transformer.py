@@ -124,8 +124,8 @@ def attend(q: Tensor, keys: Keys, causal: bool = False) -> Tensor:
 
 
 class _Laid(torch.autograd.Function):
-    """A tensor as it is; its gradient comes with the tensor's own strides. cuDNN's attention needs that: PyTorch 2.11 keeps its plans
-    by shape, without the gradient's strides, and would read a later gradient where the first one's rows were."""
+    """A tensor as it is; its gradient comes with the tensor's own strides. Without it cuDNN's attention under PyTorch 2.11 read beyond a
+    later gradient of other strides, as if it were laid out like the first of its shape (docs/experiments.md)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -167,9 +167,8 @@ def _both_layer(
     prefix = Keys(k, v, valid)
     hooks, changed = _changed(layer, prefix, states, gates)
     whole = Keys(k_all, v_all, None if valid is None else torch.cat((valid, valid.new_ones(len(x), x.shape[1] - n)), 1))
-    without = attend(q_target, whole, causal)
     target = Keys(k_all[:, :, n:], v_all[:, :, n:])
-    return layer.finish(x, attend_gated(q, prefix, hooks), _with_hooks(without, q_target, prefix, hooks, target, causal)), changed
+    return layer.finish(x, attend_gated(q, prefix, hooks), attend_gated(q_target, prefix, hooks, target, causal, whole)), changed
 
 
 def _changed(layer: Layer, prefix: Keys, states: list[Tensor], gates: list[Tensor]) -> tuple[tuple[HookKeys, ...], list[Tensor]]:
@@ -189,19 +188,19 @@ def _extend_layer(
     return layer.finish(x, attend_gated(q, memory.prefix, memory.hooks, memory.written, causal)), memory
 
 
-def attend_gated(q: Tensor, keys: Keys, hooks: Sequence[HookKeys], written: Keys | None = None, causal: bool = False) -> Tensor:
-    """Attention over `keys` and `written`, plus each hook's gate times the difference that its tokens make."""
-    without = attend(q, keys if written is None else keys.then(*written), causal)
-    return _with_hooks(without, q, keys, hooks, written, causal)
-
-
-def _with_hooks(
-    without: Tensor, q: Tensor, keys: Keys, hooks: Sequence[HookKeys], written: Keys | None = None, causal: bool = False
+def attend_gated(
+    q: Tensor, keys: Keys, hooks: Sequence[HookKeys], written: Keys | None = None, causal: bool = False, whole: Keys | None = None,
 ) -> Tensor:
-    """What attention gives without hooks → with them."""
+    """Attention over `keys` and `written`, plus each hook's gate times the difference that its tokens make.
+
+    Args:
+        whole: `keys` and `written` as one, where they lie so already.
+    """
+    def over(base: Keys) -> Tensor:
+        return attend(q, base if written is None else base.then(*written), causal)
+
+    without = over(keys) if whole is None else attend(q, whole, causal)
     attended = without
     for hook in hooks:
-        those = keys.then(hook.k, hook.v)
-        those = those if written is None else those.then(*written)
-        attended = attended + hook.gate.to(without.dtype) * (attend(q, those, causal) - without)
+        attended = attended + hook.gate.to(without.dtype) * (over(keys.then(hook.k, hook.v)) - without)
     return attended

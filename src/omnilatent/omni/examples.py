@@ -139,7 +139,7 @@ def open_examples(data: str, val: str | None, seed: int, model: OmniModelConfig)
         for name, size in (("image", model.image_size), ("video", model.video_size)):
             if name in model.modalities and size != (SIDE, SIDE):
                 raise UserError(f"{data}: the digits world's {name}s are {SIDE}×{SIDE}, and the model's are {size[1]}×{size[0]}: give "
-                                f"other --data, or --{name}-size {SIDE} {SIDE}.")
+                                f"other --data, or a model of these (trained with --{name}-size {SIDE} {SIDE}).")
         training, test = open_world(data, seed)
         test = test if val is None else open_world(val, seed)[1]
         return DigitExamples(training, MEL, model.modalities), DigitExamples(test, MEL, model.modalities)

@@ -3,24 +3,22 @@
 x_t = (1 − t) noise + t x (Lipman et al. 2022, arXiv 2210.02747; Liu et al. 2022, arXiv 2209.03003). The model takes x_t for x̂,
 and the velocity is (x̂ − x_t) / (1 − t): clean patches lie on a manifold, noise does not (Li & He 2025, arXiv 2511.13720).
 
-The more values an example has, the nearer to pure noise it is decided what they will be, so t is shifted towards noise by their
-number, in training and in drawing (Esser et al. 2024, arXiv 2403.03206, section 5.3.2; the numbers are measured on digits:
-docs/experiments.md).
+The more values an example has, the more of the steps are taken near pure noise (after Esser et al. 2024, arXiv 2403.03206, section
+5.3.2; how many is fitted to one model of the digits world: docs/experiments.md).
 
-- `flow`: Euler's steps. `draw`, `on_the_way`: noise, t and x_t for training. `shifted`: t. `TimeFeatures`: t as a vector.
+- `flow`: Euler's steps. `shifted`: where they lie. `draw`, `on_the_way`: noise, t and x_t for training. `TimeFeatures`: t as a vector.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 
-PER_SHIFT, LEAST, MOST = 384, 2.2, 8.0  # the shift is the root of the values over the first, within the others
+PER_SHIFT, MOST = 384, 8.0  # the shift is the root of the values over the first, from 1 to the second
 
 
 class TimeFeatures(nn.Module):
@@ -49,19 +47,17 @@ def flow(predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int)
     return x
 
 
-def draw(shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noise of a shape `(b, n, p)`, and t `(b,)`, which is logit-normal (Esser et al. 2024), shifted."""
-    time = torch.randn(shape[0], generator=generator, device=generator.device).sigmoid()
-    return torch.randn(shape, generator=generator, device=generator.device), shifted(time, shape[1] * shape[2])
-
-
-Time = TypeVar("Time", float, Tensor)
-
-
-def shifted(time: Time, values: int) -> Time:
-    """t of an example with so many values."""
-    towards = min(MOST, max(LEAST, math.sqrt(values / PER_SHIFT)))
+def shifted(time: float, values: int) -> float:
+    """A share of the steps → t of an example with so many values."""
+    towards = min(MOST, max(1.0, math.sqrt(values / PER_SHIFT)))
     return time / (time + towards * (1 - time))
+
+
+def draw(shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noise of a shape `(b, n, p)`, and t `(b,)`, which is logit-normal (Esser et al. 2024) around 0.31: what is drawn is decided
+    early."""
+    time = torch.randn(shape[0], generator=generator, device=generator.device).sub(0.8).sigmoid()
+    return torch.randn(shape, generator=generator, device=generator.device), time
 
 
 def on_the_way(patches: Tensor, noise: Tensor, time: Tensor) -> Tensor:

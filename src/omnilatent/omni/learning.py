@@ -33,7 +33,7 @@ class OmniLearning(nn.Module):
         self._text_terms = text_terms
         self.weights = LearnedWeights([*(["text"] if "text" in model.modalities else []), *regressed, *flowing])
 
-    def compile(self, fast: bool = True) -> None:  # type: ignore[override]
+    def use_compiled(self, fast: bool = True) -> None:
         """Compile what stands between the libraries' own kernels; or no more."""
         self.model.backbone.compile_layers(fast)
         self._text_terms = torch.compile(text_terms) if fast else text_terms

@@ -90,7 +90,7 @@ class OmniTask:
         self.bare = OmniLearning(model, config.pairs).to(fabric.device)
         self.ema = EMA(self.bare, config.optimizer.ema_decay)
         if config.run.compile and fabric.device.type == "cuda":
-            self.bare.compile()
+            self.bare.use_compiled()
         self.model, self.optimizer = fabric.setup(self.bare, self._optimizer())
         self.generator = torch.Generator(fabric.device)
         # neither gradients that processes exchange, nor a scale that changes (of fp16), nor a codec can be recorded
@@ -156,7 +156,7 @@ class OmniTask:
     def close(self) -> None:
         """Let go of the model: what was recorded and compiled, and gradients."""
         self.replayed.close()
-        self.bare.compile(False)
+        self.bare.use_compiled(False)
 
     def _learn(self, key: tuple[Job, bool, int], data: dict[str, Tensor]) -> dict[str, Tensor]:
         """Forward and backward of one job of a step."""
