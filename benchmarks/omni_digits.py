@@ -7,7 +7,7 @@
 
 Judges are trained first (on training data, measured on held-out real data). Every cell: accuracy as the judge reads it, the null
 (digits of other examples), the judge's own accuracy, Fréchet distance in its features; PSNR where the target is the source;
-by regression and by flow. `--without` trains audio and text alone on all speakers but one and reads the one's recordings.
+by regression and by flow; and the PSNR of the class's mean in place of a copy. `--without` trains audio and text alone on all speakers but one and reads the one's recordings.
 Writes results/omni_digits.json, so that several runs add up under their `--label`; a `--small` trial writes only into `--results`.
 """
 
@@ -27,6 +27,7 @@ from omnilatent.hub import locate
 from omnilatent.metrics.digit_readers import Reader, fit_reader
 from omnilatent.omni.coherence import Cell, coherence, recognition
 from omnilatent.omni.config import OmniTraining
+from omnilatent.omni.evaluation import psnr
 from omnilatent.omni.examples import DigitExamples
 from omnilatent.omni.recipes import debug_omni, omni
 from omnilatent.omni.saving import load
@@ -78,6 +79,16 @@ def readers_of(training: DigitWorld, test: DigitWorld, steps: int, device: torch
         began = time.monotonic()
         found[name] = fit_reader(data, labels, held_data, held_labels, steps)
         print(f"judge of {name}: {found[name].accuracy:.4f} on {len(held_data)} held out, {time.monotonic() - began:.0f} s", flush=True)
+    return found
+
+
+def prototypes(training: DigitWorld, test: DigitWorld, count: int) -> dict[str, float]:
+    """What a copy is worth that is only its class's mean over 2,000 training examples, in dB."""
+    learned, held = ([world.sample(i) for i in range(min(most, len(world)))] for world, most in ((training, 2_000), (test, count)))
+    found = {}
+    for name in ("image", "audio", "video"):
+        means = {label: torch.stack([getattr(s, name) for s in learned if s.label == label]).mean(0) for label in {s.label for s in held}}
+        found[name] = float(psnr(torch.stack([means[s.label] for s in held]), torch.stack([getattr(s, name) for s in held])).mean())
     return found
 
 
@@ -155,13 +166,14 @@ def main(options: OmniDigits) -> None:
         "guidance": model.config.guidance, "flow_steps": model.config.flow_steps,
         "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "class_mean_psnr": prototypes(training, test, options.count),
         "judges": {name: reader.accuracy for name, reader in readers.items()}, "ways": {}}
     for way, steps in (("regression", 0), ("flow", model.config.flow_steps)):
         cells: dict[tuple[str, str], Cell] = coherence(model, test, readers, options.count, sources, steps)
         record["ways"][way] = {f"{source}→{target}": asdict(cell) for (source, target), cell in cells.items()}
         print(f"\nby {way}:\n{table(record['ways'][way])}", flush=True)
     if test.recordings:
-        record["recordings"] = recognition(model, test.recordings)
+        record |= {"recordings": recognition(model, test.recordings), "recordings_count": len(test.recordings)}
         print(f"\naudio → text on the {len(test.recordings)} test recordings: {record['recordings']:.4f}", flush=True)
     write(options, record)
 

@@ -5,9 +5,9 @@
 
 Inputs as the peer's: pictures of 224², videos of 16 frames of 112², mel spectrograms 128 × 500, texts of 128 tokens. Tokens are
 those of source and target together. A step is forward, backward, clipping and AdamW (fused), bf16 autocast, layers compiled,
-forward and backward replayed as CUDA graphs, as the recipe's task does them; medians of wall times, the GPU waited for before and
-after each step, after warm-up. Text is written by a model that is not compiled. Memory: the peak of
-training steps at batch 4 with checkpointing, not compiled, in a process that may take 8 GB.
+forward and backward replayed as CUDA graphs, as the recipe's task does them, which also keeps a moving average of the weights;
+medians of wall times, the GPU waited for before and after each step, after warm-up. Text is written by a model that is not
+compiled. Memory: the peak of training steps at batch 4 with checkpointing, not compiled, in a process that may take 8 GB.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tables of the any-to-any model in Markdown; render.py puts them into docs/benchmarks.md.
 
 - `speed`, `memory`: benchmarks/omni_speed.py, beside the peer's figures and the seed's claims.
-- `digits`: benchmarks/omni_digits.py, what comes out against what went in.
+- `digits`: benchmarks/omni_digits.py, what comes out against what went in. `cells_table`: that of one model, one way.
 
 Where a file is not there yet, its place says so.
 """
@@ -63,7 +63,8 @@ def memory(record: dict[str, Any] | None) -> str:
                                                f"{peak['peak_reserved_gb']:.2f} reserved"]]
     return (f"GB of training steps at 768 × 12, batch 4, checkpointing on, {record['device']}. The seed counts ~140 M parameters, whose "
             f"rows add up to 3.2 to 4.2; its own code has {PEER_PARAMETERS / 1e6:.1f} M, ours {count / 1e6:.1f} M. The process was "
-            f"allowed {peak['cap_gb']:.0f} GB.\n\n" + table(["", "the seed says", "measured here"], rows))
+            f"allowed {peak['cap_gb']:.0f} GB. Of ours the sum is measured, without the moving average of a run's weights ({four:.2f} GB "
+            "more); the rows above it follow from the number of parameters.\n\n" + table(["", "the seed says", "here"], rows))
 
 
 def digits(runs: dict[str, Any] | None) -> str:
@@ -77,18 +78,31 @@ def _run(label: str, run: dict[str, Any]) -> str:
     took = f", {run['seconds'] / 60:,.0f} minutes" if run.get("seconds") else ""
     steps = f"{run['steps']:,} steps" if run.get("steps") else "the recipe's steps"
     judges = ", ".join(f"{name} {_percent(accuracy)}" for name, accuracy in run["judges"].items())
-    text = (f"**{label}**: {run['parameters'] / 1e6:.1f} M parameters, {steps}{took}, {run['device']}, torch {run['torch']}; "
-            f"{run['count']:,} held-out examples, {'spoken' if run.get('recordings') is not None else 'dialled'}. The judges read rightly, of real ones held out: {judges}.\n")
+    means = ", ".join(f"{name} {number(decibels, 1)} dB" for name, decibels in run["class_mean_psnr"].items())
+    text = (f"**{label}**: {run['parameters'] / 1e6:.1f} M parameters, {steps}{took}, guidance {run['guidance']:g}, {run['device']}, torch {run['torch']}; "
+            f"{run['count']:,} held-out examples, {'spoken' if run.get('recordings') is not None else 'dialled'}. The judges read "
+            f"rightly, of real ones held out: {judges}. The class's mean in place of a copy: {means}.\n")
     for way, cells in run["ways"].items():
-        targets = list(dict.fromkeys(key.partition("→")[2] for key in cells))
-        sources = sorted(dict.fromkeys(key.partition("→")[0] for key in cells), key=lambda source: source.count("+"))
-        rows = [[source.replace("+", " + "), *(_cell(cells.get(f"{source}→{target}")) for target in targets)] for source in sources]
-        text += f"\nBy {way}:\n\n" + table(["source", *(f"→ {target}" for target in targets)], rows)
+        text += f"\nBy {way}:\n\n{cells_table(cells)}"
     if run.get("recordings") is not None:
         text += f"\nAudio → text, every test recording once: {_percent(run['recordings'])}"
-        split = run.get("speakers")
-        text += f"; trained on other speakers than those that are heard: {_percent(split)}.\n" if split is not None else ".\n"
+        text += f"{_unheard(run['speakers'], run['speakers_steps'])}.\n" if "speakers" in run else ".\n"
     return text
+
+
+def cells_table(cells: dict[str, dict[str, Any]]) -> str:
+    """Sources down, targets across."""
+    targets = list(dict.fromkeys(key.partition("→")[2] for key in cells))
+    sources = sorted(dict.fromkeys(key.partition("→")[0] for key in cells), key=lambda source: source.count("+"))
+    rows = [[source.replace("+", " + "), *(_cell(cells.get(f"{source}→{target}")) for target in targets)] for source in sources]
+    return table(["source", *(f"→ {target}" for target in targets)], rows)
+
+
+def _unheard(speakers: dict[str, float], steps: int) -> str:
+    each = ", ".join(f"{name} {_percent(share)}" for name, share in speakers.items())
+    mean = _percent(sum(speakers.values()) / len(speakers))
+    return (f". All recordings of a speaker of whom training heard none (`--without all --steps {steps}`: a model for each, of audio and "
+            f"text alone): {each}; mean {mean}")
 
 
 def _cell(cell: dict[str, Any] | None) -> str:

@@ -13,8 +13,12 @@ from omnilatent import hub
 from omnilatent.cli.demo import SHOWN_MOST, parts
 from omnilatent.cli.main import main
 from omnilatent.data import EvaluationImages, demo_photos, open_images
+from omnilatent.data.digit_world import open_world
+from omnilatent.metrics.digit_readers import read_words
 from omnilatent.metrics.pixel import psnr
 from omnilatent.metrics.protocol import evaluate
+from omnilatent.omni.coherence import recognition
+from omnilatent.omni.saving import load
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -28,7 +32,7 @@ def test_bundled_weights_are_small_half_precision_and_have_a_card(name: str) -> 
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "license:" in card and "Licence:" in card
     assert re.search(r"Command: `(omnilatent \w+|python benchmarks/\w+\.py) ", card)  # what made it
-    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["kind"] in hub.OPENERS
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["kind"] in {*hub.OPENERS, *hub.OTHERS}
 
 
 def test_all_bundled_weights_stay_within_twenty_megabytes() -> None:
@@ -47,6 +51,18 @@ def test_the_bundled_reach_what_their_cards_say(name: str, channels: int, reache
     measured, _ = evaluate(codec, images, batch_size=5, metrics=("psnr",), health=False, speed=False)
     assert measured.figures["psnr"].n == 10
     assert measured.figures["psnr"].value == pytest.approx(reached, abs=0.01)  # over all 100: 27.02 and 26.21 dB
+
+
+def test_omni_small_reads_what_its_card_says() -> None:
+    if not (DATA / "mnist").exists() or not (DATA / "fsdd").exists():
+        pytest.skip("../shared/data/mnist or ../shared/data/fsdd is not here")
+    model, test = load("omni-small"), open_world(str(DATA))[1]
+    assert sum(p.numel() for p in model.parameters()) == 811_150
+    assert recognition(model, test.recordings[::3]) == 1  # 100 of 300, of which the card says 100 %
+    samples = [test.sample(i) for i in range(100)]
+    written = model.generate("image", torch.stack([s.image for s in samples]), max_len=8)
+    digits = read_words([model.tokenizer.decode(row.tolist()) for row in written])
+    assert (digits == torch.tensor([s.label for s in samples])).sum() >= 96  # 98.5 % of the first thousand
 
 
 @pytest.mark.parametrize(("name", "least"), [("kl-f8-small", 32), ("lgq-small", 29)])

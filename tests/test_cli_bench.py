@@ -32,8 +32,8 @@ def test_a_recipe_is_timed_and_so_is_the_way_to_a_store(tmp_path: Path, capsys: 
 @pytest.mark.parametrize(("line", "says"), [
     ("bench nothing", "neither an existing path"),
     ("bench kl-f8-small --calls 0", "--calls 0 is too small"),
-    ("bench omni --hidden-dim 30", "hidden_dim 30 does not split into 8 heads"),
-    ("bench omni --num-heads 5", "hidden_dim 256 does not split into 5 heads"),
+    ("bench omni --hidden-dim 30", "hidden_dim 30 does not split into 6 heads"),
+    ("bench omni --num-heads 5", "hidden_dim 384 does not split into 5 heads"),
     ("bench taef2 --train", "--train times a recipe's steps"),
     ("bench debug --data nowhere", "nowhere"),
 ])

@@ -6,6 +6,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
+from clips import write_clip
 
 from omnilatent.data import open_images, split
 from omnilatent.data.video import VideoFrames
@@ -69,6 +71,10 @@ def test_bad_videos_are_one_sentence(tmp_path: Path, clip: Path) -> None:
     with pytest.raises(UserError, match=r"broken.mp4 is no video that can be read \(.*\): convert it to MP4"):
         open_images(tmp_path / "broken.mp4")
     (tmp_path / "broken.mp4").unlink()
+    write_clip(tmp_path / "heard.mkv", frames=0, sound=torch.zeros(8_000))
+    with pytest.raises(UserError, match=r"heard.mkv has no picture track \(its tracks: audio\): give a video"):
+        open_images(tmp_path / "heard.mkv")
+    (tmp_path / "heard.mkv").unlink()
     with pytest.raises(UserError, match="above the limit of 100: raise --max-pixels"):
         open_images(clip, max_pixels=100)
     np_picture = np.zeros((8, 8, 3), np.uint8)

@@ -114,3 +114,25 @@ def test_the_command_writes_what_it_says(model: OmniLatentModel, tmp_path: Path,
         assert sentence in " ".join(capsys.readouterr().err.split())
     assert main(["evaluate", "kl-f8-small", "--mode", "all"]) == 2
     assert "is a model of the kind 'kl'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["evaluate", "MODEL", "--count", "2"], ["bench", "debug-omni", "--batch-size", "2"],
+                                  ["bench", "pixels"], ["evaluate", "pixels", "--data", "photos"]])
+def test_figures_that_cannot_be_written_are_refused_before_anything_is_measured(
+    argv: list[str], model: OmniLatentModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    save(tmp_path / "model", model, ByteTokenizer(), None, "card")
+    argv = [str(tmp_path / "model") if word == "MODEL" else word for word in argv]
+    taken = tmp_path / "a file"
+    taken.touch()
+    for file, sentence in ((tmp_path, f"--json {tmp_path} is a folder: give a file, such as {tmp_path / 'results.json'}."),
+                           (taken / "x.json", f"--json {taken}: {taken} is a file: give a folder.")):
+        assert main([*argv, "--json", str(file)]) == 2
+        told = capsys.readouterr()
+        assert told.err == f"omnilatent: {sentence}\n" and not told.out
+
+
+def test_a_benchmark_takes_no_more_examples_than_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "debug-omni", "--batch-size", "298"]) == 2
+    assert capsys.readouterr().err == "omnilatent: --batch-size 298: digits/test has 297 examples; take no more.\n"

@@ -1,7 +1,10 @@
 """What the any-to-any model learns from and writes: sound and its mel spectrograms, tokenizers, the digits world."""
 
 import math
+import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,7 +97,7 @@ def test_the_sound_track_of_a_video_is_read(tmp_path: Path) -> None:
     twice = read_sound(tmp_path / "clip.mkv", 2 * MEL.rate)
     assert abs(len(twice) - 2 * len(wave)) < 64
     write_clip(tmp_path / "silent.mkv")
-    with pytest.raises(UserError, match=r"silent.mkv holds no sound track"):
+    with pytest.raises(UserError, match=r"^\S+silent.mkv holds no sound track: give a file that does.$"):
         read_sound(tmp_path / "silent.mkv", MEL.rate)
     (tmp_path / "broken.wav").write_bytes(b"RIFF no sound")
     with pytest.raises(UserError, match=r"broken.wav cannot be read as sound"):
@@ -152,6 +155,18 @@ def test_a_tokenizer_is_saved_with_the_model(theirs: LibraryTokenizer, tmp_path:
         open_tokenizer(tmp_path / "empty")
     with pytest.raises(UserError, match=r"none.json is not there: give a tokenizer.json"):
         LibraryTokenizer(tmp_path / "none.json")
+
+
+def test_a_file_that_is_no_tokenizer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: str) -> None:
+        raise RuntimeError("no model proto")
+
+    monkeypatch.setitem(sys.modules, "sentencepiece", SimpleNamespace(SentencePieceProcessor=refuse))  # it is no dependency
+    for name, sentence in (("own.json", "own.json is no tokenizer of Hugging Face (expected ident at line 1 column 2)"),
+                           ("own.model", "own.model is no sentencepiece model (no model proto)")):
+        (tmp_path / name).write_text("nothing", encoding="utf-8")
+        with pytest.raises(UserError, match=re.escape(f"{sentence}: copy it again from its source.")):
+            LibraryTokenizer(tmp_path / name)
 
 
 def test_a_sentencepiece_model_plugs_in(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`omnilatent translate` from file to file, and `info` of an any-to-any model: every pair, several sources, what cannot be."""
 
+import json
 import os
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         video.add_stream("mpeg4", rate=8).width = 32
         video.streams.video[0].height = 32
         video.start_encoding()
+    (folder / "subtitles.mkv").write_text("1\n00:00:00,000 --> 00:00:01,000\nhello\n")
     (folder / "broken.png").write_bytes(b"\x89PNG no")
     (folder / "broken.mp4").write_bytes(b"no video")
     (folder / "empty.txt").write_text("\n")
@@ -262,7 +264,7 @@ BAD = [
     ("picture.jpg picture.jpg --to text", "the sources are image, image: give at most one of each modality"),
     ("video.mkv sound.wav --sound --to text", "the sources are video, audio, audio: give at most one"),
     ("picture.jpg --sound --to text", "--sound takes the sound track of a video"),
-    ("silent.mkv --sound --to text", "silent.mkv holds no sound track"),
+    ("silent.mkv --sound --to text", "omnilatent: silent.mkv holds no sound track: give a file that does."),
     ("picture.jpg --as-is --input-size 8 8 --to text", "give one of them"),
     ("picture.jpg --to text --max-len 0", "--max-len 0: give at least 1"),
     ("picture.jpg --to text --size 3", "--size is for image, audio, video: leave it out with --to text"),
@@ -279,6 +281,11 @@ BAD = [
     ("picture.jpg --to audio --size 1", "a sound has at least 2 frames."),
     ("picture.jpg --to text --beams 0", "beams >= 1"),
     ("picture.jpg --to text --beams 2 --temperature 1", "beam search takes no temperature"),
+    *((f"picture.jpg --to text --temperature {value}", f"--temperature {value}: give a number from 0 on")
+      for value in ("nan", "inf", "-1")),
+    *((f"picture.jpg --to text --top-p {value}", f"--top-p {value}: give more than 0, at most 1") for value in ("nan", "0", "2")),
+    ("picture.jpg --to image --guidance -1", "--guidance -1: give at least 0"),
+    ("subtitles.mkv --to text", "subtitles.mkv has no picture track (its tracks: subtitle): give a video"),
     ("picture.jpg --to image --size 2000 2000", "the model's max_tokens is 8192: give smaller or shorter data"),
 ]
 
@@ -306,6 +313,46 @@ def test_a_model_that_cannot_says_so(
 ) -> None:
     assert main(["translate", model, *line.split()]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def changed(folder: Path, **changes: object) -> None:
+    """Another config.json; `model` is changed in part."""
+    file = folder / "config.json"
+    own = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**own, **changes, "model": {**own["model"], **changes.get("model", {})}}), encoding="utf-8")
+
+
+SPOILED = {
+    "weights gone": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing: copy it"),
+    "weights are garbage": (lambda f: (f / "model.safetensors").write_bytes(b"x" * 100), "model.safetensors is not a readable"),
+    "width": (lambda f: changed(f, model={"hidden_dim": 64}), "model.safetensors holds other weights than config.json describes, the first "
+                                                              "nothing (shape (32,), expected (64,)): restore both"),
+    "depth": (lambda f: changed(f, model={"num_layers": 1}), "(shape (32, 128), expected none): restore both"),
+    "unknown key": (lambda f: changed(f, model={"smell": 1}), "config.json describes no model that this version knows (unknown: smell)"),
+    "unknown modality": (lambda f: changed(f, model={"modalities": ["text", "smell"]}), "(there is no modality 'smell'; there are text"),
+    "number": (lambda f: changed(f, model={"num_heads": "2"}), "(num_heads is a whole number, at least 1; got '2')"),
+    "mel": (lambda f: changed(f, mel={"bands": 0}), "(bands is at least 1 and floor_db below 0; got 0 and -80.0)"),
+    "tokenizer gone": (lambda f: (f / "tokenizer.json").unlink(), "lacks its tokenizer (tokenizer.json or tokenizer.model)"),
+    "tokenizer no JSON": (lambda f: (f / "tokenizer.json").write_text("{no"), "tokenizer.json is not valid JSON"),
+    "tokenizer a list": (lambda f: (f / "tokenizer.json").write_text("[]"), "tokenizer.json holds a JSON list, expected an object"),
+    "tokenizer nobody's": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer.json is no tokenizer of Hugging Face ("),
+    "tokenizer too large": (lambda f: changed(f, model={"vocab_size": 200}), "its tokenizer has 259 ids and its config.json 200"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_a_damaged_model_is_told_in_a_sentence(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spoil, sentence = SPOILED[what]
+    spoil(saved(tmp_path / "model"))
+    for argv in (["info", "model"], ["translate", "model", "--text", "one", "--to", "text"], ["evaluate", "model"]):
+        assert main(argv) == 2
+        error = capsys.readouterr().err
+        assert sentence in error and error.startswith("omnilatent: model") and error.count("\n") == 1, error
+    with pytest.raises(omnilatent.UserError):
+        load(tmp_path / "model")
 
 
 @pytest.mark.parametrize("line", ["compare model --data photos", "encode model photos --out s", "clone model --data photos",

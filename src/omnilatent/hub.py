@@ -74,6 +74,7 @@ RECIPES = {
     "fsq-small": "omnilatent.autoencoders.recipes_vqgan:fsq_small",
     "debug": "omnilatent.autoencoders.recipes:debug",
     "omni": "omnilatent.omni.recipes:omni",
+    "omni-small": "omnilatent.omni.recipes:omni_small",
     "omni-coco": "omnilatent.omni.recipes:omni_coco",
     "debug-lgq": "omnilatent.autoencoders.recipes_vqgan:debug_lgq",
     "debug-omni": "omnilatent.omni.recipes:debug_omni",

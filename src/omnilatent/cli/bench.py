@@ -19,7 +19,7 @@ from ..devices import choose_device, has_bfloat16
 from ..hub import RECIPES, bundled_names
 from .bench_omni import is_omni
 from .bench_omni import main as bench_omni
-from .folders import check_data, check_writable
+from .folders import check_data, check_file
 from .names import check_names
 from .parse import parse
 
@@ -75,7 +75,7 @@ class Bench:
         if self.data is not None:
             check_data(self.data)
         if self.json is not None:
-            check_writable(self.json.parent, "--json")
+            check_file(self.json, "--json")
 
 
 def main(argv: list[str]) -> None:
@@ -89,6 +89,7 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
 
     from ..autoencoders.timing import codec_rows, training_rows
+    from ..report.record import replace_file
 
     device = choose_device(options.device)
     cuda = device == "cuda"
@@ -118,7 +119,7 @@ def main(argv: list[str]) -> None:
         record["store"] = report.to_json()
         console.print(_stages(report, on_device), highlight=False)
     if options.json is not None:
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        replace_file(options.json, json.dumps(record, indent=2) + "\n")
 
 
 def _codec(options: Bench, device: str) -> Codec:

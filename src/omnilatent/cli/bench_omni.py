@@ -14,7 +14,7 @@ from tyro.conf import arg
 from ..errors import UserError
 from ..hub import RECIPES
 from .evaluate_omni import table
-from .folders import check_writable
+from .folders import check_file
 from .names import is_any_to_any
 from .parse import parse
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--batch-size {options.batch_size} and --calls {options.calls}: take at least 2 examples and 1 call.")
     changes = {name: value for name in ("hidden_dim", "num_layers", "num_heads") if (value := getattr(options, name)) is not None}
     if options.json is not None:
-        check_writable(options.json.parent, "--json")
+        check_file(options.json, "--json")
     import torch
 
     from ..devices import choose_device
@@ -82,6 +82,8 @@ def main(argv: list[str]) -> None:
             raise UserError(f"{failure}.") from failure
         model, tokenizer = OmniLatentModel(config).eval().to(device), ByteTokenizer()
     held_out = open_examples(options.data, None, 0, model.config)[1]
+    if options.batch_size > len(held_out):
+        raise UserError(f"--batch-size {options.batch_size}: {held_out.name} has {len(held_out)} examples; take no more.")
     batch = collate([held_out.sample(i) for i in range(options.batch_size)], tokenizer)
     data = {name: t.to(device) for name, t in batch.items() if name in model.modalities}
     record: dict[str, Any] = {"name": options.name, "data": held_out.name, "batch_size": options.batch_size,

@@ -13,9 +13,8 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
-from ..errors import UserError
 from .compare import Measuring, measure, show
-from .folders import check_writable
+from .folders import check_file
 from .names import is_any_to_any
 from .parse import parse
 
@@ -39,10 +38,8 @@ def main(argv: list[str]) -> None:
         evaluate_omni(argv)
         return
     options = parse(Evaluate, "evaluate", argv)
-    if options.json is not None and options.json.is_dir():
-        raise UserError(f"--json {options.json} is a folder: give a file, such as {options.json / 'results.json'}.")
     if options.json is not None:
-        check_writable(options.json.parent, "--json")
+        check_file(options.json, "--json")
     evaluations, page = measure(options, [options.name], "evaluate", argv)
     written = [page, page.with_name("report.json")]
     if options.json is not None:

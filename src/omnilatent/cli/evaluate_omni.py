@@ -11,7 +11,7 @@ import tyro
 from tyro.conf import arg
 
 from ..errors import UserError
-from .folders import check_writable
+from .folders import check_file
 from .parse import parse
 
 Mode = Literal["reconstruct", "translate", "latent", "file", "all"]
@@ -66,6 +66,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--{alone[0].replace('_', '-')} is for --mode file: leave it out with --mode {options.mode}.")
     if options.count < 2:
         raise UserError(f"--count {options.count}: take at least 2 examples, so that there is another one to compare with.")
+    if options.json is not None:
+        check_file(options.json, "--json")
     from ..devices import choose_device
     from ..omni.evaluation import latents, reconstruction, translation
     from ..omni.examples import collate, open_examples
@@ -73,8 +75,6 @@ def main(argv: list[str]) -> None:
     from ..report.record import replace_file
 
     model = load(options.name, choose_device(options.device))
-    if options.json is not None:
-        check_writable(options.json.parent, "--json")
     held_out = open_examples(options.data, None, 0, model.config)[1]
     count = min(options.count, len(held_out))
     batch = collate([held_out.sample(i) for i in range(count)], model.tokenizer)

@@ -1,7 +1,7 @@
 """Folders that a command reads and writes, looked at before it works for hours and before NumPy is imported.
 
 - `check_data`: refuse DATA that does not exist.
-- `check_writable`: refuse a place in which nothing can be made.
+- `check_writable`: refuse a place in which nothing can be made. `check_file`: the same for a file to write.
 """
 
 from __future__ import annotations
@@ -36,3 +36,14 @@ def check_writable(folder: Path, option: str = "--out") -> None:
         raise UserError(f"{option} {folder}: {there} is a file: give a folder.")
     if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         raise UserError(f"{option} {folder}: nothing may be written into {there}: choose another folder.")
+
+
+def check_file(file: Path, option: str) -> None:
+    """Look at where a file is to be written, as `check_writable` at its folder, which is made later if it is not there.
+
+    Raises:
+        UserError: as there, or it is a folder.
+    """
+    if file.is_dir():
+        raise UserError(f"{option} {file} is a folder: give a file, such as {file / 'results.json'}.")
+    check_writable(file.parent, option)

@@ -94,11 +94,13 @@ def start(recipe: str, argv: list[str]) -> None:
         raise UserError(f"--init {options.init} has no weights to start from: choose another model.")
     check_names([options.init] if options.init else [], any_kind=True)
     check_names(getattr(options.config, "codecs", ()))
+    is_new = not run.exists()
     try:
         train_run(options, run, None, shlex.join(["omnilatent", "train", recipe, *argv]))
     except UserError:
-        if not any(run.glob("*/config.json")):  # nothing was saved: the mended command may be given once more
-            (run / "run.json").unlink(missing_ok=True)
+        from ..training.checkpoint import forget_start
+
+        forget_start(run, is_new)
         raise
 
 

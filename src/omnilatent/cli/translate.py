@@ -94,6 +94,10 @@ class Translate:
             raise UserError(f"--guidance {self.guidance:g}: give at least 0.")
         if self.guidance is not None and self.steps == 0:
             raise UserError("--guidance is of the flow, and --steps 0 is the regression: leave one of them out.")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"--temperature {self.temperature:g}: give a number from 0 on.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p {self.top_p:g}: give more than 0, at most 1.")
         if self.seed >= 2**63:
             raise UserError(f"--seed {self.seed}: give less than 2^63.")
         if not 0.1 <= self.rate <= 1000:

@@ -5,7 +5,7 @@ A handwritten digit (image), the digit spoken or dialled (audio), its English wo
 not given the tones of a telephone's keys take their place.
 
 - `DigitWorld`: one part (training or test); a sample is a pure function of (seed, position).
-- `open_world`: both parts, from DATA.
+- `open_world`: both parts, from DATA. `refuse_recordings_alone`: DATA that is only their sound.
 """
 
 from __future__ import annotations
@@ -194,6 +194,18 @@ def open_world(data: str, seed: int = 0) -> tuple[DigitWorld, DigitWorld]:
         raise UserError(f"{data}: the digits world needs labels and test pictures beside the training pictures.")
     training = DigitWorld(f"{data}/train", digits, recordings["train"], seed)
     return training, replace(training, name=f"{data}/test", digits=digits.test, recordings=recordings["test"], varied=False)
+
+
+def refuse_recordings_alone(data: str) -> None:
+    """Raise a UserError where DATA is the recordings, or the folder above them, and there is no handwriting beside them."""
+    for folder in (Path(data), Path(data) / "fsdd"):
+        tar = folder / "train.tar"
+        if tar.is_file() and tarfile.is_tarfile(tar):
+            with tarfile.open(tar) as archive:
+                first = archive.next()
+            if first is not None and Path(first.name).suffix in (".flac", ".wav"):
+                raise UserError(f"{data} holds spoken digits and no handwritten ones: give the folder that holds mnist/ (MNIST's files) "
+                                "and fsdd/ (train.tar and test.tar).")
 
 
 def read_recordings(tar: Path) -> tuple[Recording, ...]:

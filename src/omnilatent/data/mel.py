@@ -145,6 +145,8 @@ def read_sound(file: str | Path | IO[bytes], rate: int, name: str | None = None)
             resampler = av.AudioResampler(format="fltp", layout="mono", rate=rate)
             frames = [f for packet in container.decode(audio=0) for f in resampler.resample(packet)] + resampler.resample(None)
             parts = [frame.to_ndarray()[0] for frame in frames]
+    except UserError:
+        raise
     except (av.FFmpegError, IndexError, ValueError) as failure:
         raise UserError(f"{name} cannot be read as sound ({failure}): give a WAV, FLAC, MP3 or video file.") from failure
     wave = np.concatenate(parts) if parts else np.zeros(0, np.float32)

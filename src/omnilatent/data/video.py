@@ -39,11 +39,14 @@ class VideoFrames:
         self.path, self.name = path, path.name
         try:
             with self._open() as container:
+                if not container.streams.video:
+                    kinds = sorted({stream.type for stream in container.streams})
+                    raise UserError(f"{path} has no picture track (its tracks: {', '.join(kinds) or 'none'}): give a video.")
                 stream = container.streams.video[0]
                 self.size = stream.height, stream.width
                 self.rate = float(stream.average_rate or stream.guessed_rate or 25)
                 times = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
-        except (library("av").FFmpegError, IndexError) as failure:
+        except library("av").FFmpegError as failure:
             reason = " ".join(str(failure).split()) or type(failure).__name__
             raise UserError(f"{path} is no video that can be read ({reason}): convert it to MP4.") from failure
         if not times:

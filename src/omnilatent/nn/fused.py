@@ -3,7 +3,8 @@
 - `heads`: one projection → queries, keys and values of all heads, also split into a prefix and what comes after it; on a GPU by
   triton_heads.py. `plain`, `plain_gradient`: by plain operations.
 - `norm`, `add_norm`, `swiglu`: RMSNorm, that of a residual sum, and SwiGLU. With `fast` they are compiled, each one kernel, of any
-  number of tokens. `over_tokens`: sums.
+  number of tokens. A process that mixes widths, precisions and gradients comes to the eight variants that PyTorch's compiler allows;
+  further ones run uncompiled, with its warning. `over_tokens`: sums.
 
 Autograd's own gradients would pad, copy and add where parts of one tensor go different ways, and sum over all tokens in slow
 kernels where a vector is shared by them. There are no gradients of these gradients.

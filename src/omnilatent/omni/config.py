@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import tyro
 
 from ..errors import UserError
-from ..training.config import OptimizerConfig, RunConfig, check_least
+from ..training.config import OptimizerConfig, RunConfig, check_least, check_whole, is_whole
 
 MODALITIES = ("text", "audio", "image", "video")
 
@@ -34,8 +35,8 @@ class OmniModelConfig:
     """Compute activations again in the backward pass: less memory, more time."""
     max_tokens: int = 8192
     """Position budget: tokens of all sources and of one target together."""
-    vocab_size: int = 32_000
-    """Token ids of text, 0 for padding, 1 reserved, 2 for the end."""
+    vocab_size: tyro.conf.Suppress[int] = 32_000
+    """Token ids of text, 0 for padding, 1 reserved, 2 for the end. No option of a recipe: its tokenizer's count."""
     text_tokens: int = 128
     """Text that is written at most, unless asked for otherwise."""
     mel_bands: int = 128
@@ -62,30 +63,40 @@ class OmniModelConfig:
     """Latent pixels of such a token's side."""
     flow_steps: int = 8
     """Steps of the flow when pictures, sound and videos are made; 0: the regression instead."""
+    copy_steps: int = 0
+    """The same for what is made of sources that it is among."""
     guidance: float = 1.0
     """How far the flow goes from what it would make of nothing to what the source says, and beyond above 1, at twice the time."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_dim", "num_layers", "num_heads", "max_tokens", "text_tokens", "mel_bands", "mel_patch", "mel_frames",
-                     "image_size", "image_patch", "video_frames", "video_size", "video_patch"):
+        for name in ("modalities", "image_size", "video_size", "video_patch"):
+            if isinstance(getattr(self, name), list):  # as JSON and people write them
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_whole(self, 1, "hidden_dim", "num_layers", "num_heads", "max_tokens", "text_tokens", "mel_bands", "mel_patch", "mel_frames",
+                    "image_patch", "video_frames", "latent_patch")
+        check_whole(self, 0, "flow_steps", "copy_steps")
+        for name in ("image_size", "video_size", "video_patch"):
             value = getattr(self, name)
-            if min(value if isinstance(value, tuple) else (value,)) < 1:
-                raise ValueError(f"{name} is at least 1; got {value}")
-        if self.flow_steps < 0:
-            raise ValueError(f"flow_steps is at least 0; got {self.flow_steps}")
+            if not isinstance(value, tuple) or len(value) != 2 or not all(map(is_whole, value)) or min(value) < 1:
+                raise ValueError(f"{name} is a tuple of two whole numbers, each at least 1; got {value!r}")
         if self.hidden_dim % self.num_heads or self.hidden_dim // self.num_heads % 2:
             raise ValueError(f"hidden_dim {self.hidden_dim} does not split into {self.num_heads} heads of an even number of "
                              "channels")
-        if self.vocab_size < 4:
-            raise ValueError(f"vocab_size is at least 4 (padding, reserved, end, one token); got {self.vocab_size}")
-        if not self.modalities:
-            raise ValueError("modalities is empty: a model needs one at least")
-        if self.latent_patch < 1:
-            raise ValueError(f"latent_patch is at least 1; got {self.latent_patch}")
+        if not is_whole(self.vocab_size) or self.vocab_size < 4:
+            raise ValueError(f"vocab_size is at least 4 (padding, reserved, end, one token); got {self.vocab_size!r}")
+        if not isinstance(self.guidance, (int, float)) or not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance is a number from 0 on; got {self.guidance!r}")
+        self._check_modalities()
+
+    def _check_modalities(self) -> None:
+        names = self.modalities
+        if not isinstance(names, tuple) or not names:
+            raise ValueError(f"modalities is a tuple of names such as {', '.join(MODALITIES)}, one at least; got {names!r}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"every modality is named once; got {', '.join(names)}")
         for modality, codec in self.codecs.items():
-            if modality not in self.modalities:
-                raise ValueError(f"{codec} is to give the tokens of {modality}, and the modalities are "
-                                 f"{', '.join(self.modalities)}")
+            if modality not in names:
+                raise ValueError(f"{codec} is to give the tokens of {modality}, and the modalities are {', '.join(names)}")
 
     @property
     def codecs(self) -> dict[str, str]:
@@ -133,8 +144,8 @@ class PairConfig:
         for name in ("warmup_share", "fused_share", "flow_share", "unconditional_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name.replace('_', '-')} is a share, 0 to 1; got {getattr(self, name)}")
-        if self.reconstruction_share > 1:
-            raise ValueError(f"--reconstruction-share is a share, or -1; got {self.reconstruction_share}")
+        if self.reconstruction_share != -1 and not 0 <= self.reconstruction_share <= 1:
+            raise ValueError(f"--reconstruction-share is a share, 0 to 1, or -1; got {self.reconstruction_share}")
         check_least(self, 1, "jobs")
         check_least(self, 0, "contrastive_weight")
 
@@ -150,6 +161,8 @@ class OmniTraining:
     pairs: PairConfig = field(default_factory=PairConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    tokenizer: str = ""
+    """A tokenizer.json of Hugging Face or a sentencepiece .model for text; without, bytes of UTF-8."""
     validation_examples: int = 64
     """Held-out examples that a validation looks at."""
     task: tyro.conf.Suppress[Literal["omnilatent.omni.task:OmniTask"]] = "omnilatent.omni.task:OmniTask"
@@ -159,6 +172,9 @@ class OmniTraining:
         """NAMEs of codecs that the model takes tokens from."""
         return tuple(self.model.codecs.values())
 
+    def __post_init__(self) -> None:
+        check_least(self, 1, "validation_examples")
+
     def check(self, init: str | None) -> None:
         """Refuse what cannot be, before anything is opened."""
         if self.run.accumulate > 1:
@@ -166,3 +182,9 @@ class OmniTraining:
         if self.model.guidance != 1 and not self.pairs.unconditional_share:
             raise UserError(f"--guidance {self.model.guidance:g} needs a part that is learned without a source: give "
                             "--unconditional-share 0.1.")
+        if self.tokenizer and init is not None:
+            raise UserError(f"--tokenizer {self.tokenizer}: --init {init} has its own, which its weights know; leave one out.")
+        if self.pairs.flow_share == 0 and self.model.flow_steps:
+            raise UserError("--flow-share 0 learns no flow: give --flow-steps 0 too.")
+        if self.pairs.flow_share == 1 and not self.model.copy_steps:
+            raise UserError("--flow-share 1 learns no regression, which makes what is among the sources: give --copy-steps 8 too.")

@@ -1,17 +1,19 @@
 """Text, one token after the other, over remembered keys.
 
 - `greedy_logits`: the logits of a greedy text of a given length.
-- `write`: text until its end: the likeliest tokens, drawn ones, or beam search.
+- `write`: text until its end: the likeliest tokens, drawn ones, or beam search. `check_writing`: what it may be asked for.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..nn.transformer import Keys
+from ..training.config import is_whole
 from .backbone import LayerMemory
 from .cached import Writer, decoder_for
 from .hooks import HookKeys
@@ -26,8 +28,17 @@ def greedy_logits(model: Writer, source: Source, positions: int) -> Tensor:
     for position in range(positions):
         x, memory = model.write_on(memory, x, position)
         found.append(part.logits(x))
-        x = part.embed(found[-1].detach().argmax(-1))
+        x = part.embed(found[-1].detach()[..., PAD + 1 :].argmax(-1) + PAD + 1)  # padding is never written
     return torch.cat(found, 1)
+
+
+def check_writing(most: int, temperature: float, top_p: float, beams: int) -> None:
+    """Raise a ValueError that says what `write` takes and what came."""
+    if not (0 <= temperature < math.inf and 0 < top_p <= 1 and is_whole(beams) and beams >= 1 and is_whole(most) and most >= 1):
+        raise ValueError(f"generate takes temperature >= 0 and finite, 0 < top_p <= 1, and beams >= 1 and max_len >= 1, both whole; got "
+                         f"{temperature}, {top_p}, {beams}, {most}")
+    if beams > 1 and temperature:
+        raise ValueError(f"beam search takes no temperature; got beams {beams} and temperature {temperature}")
 
 
 def write(
@@ -35,12 +46,7 @@ def write(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Ids `(b, ≤ most)`, the end not among them, padded with 0."""
-    if temperature < 0 or not 0 < top_p <= 1 or beams < 1 or most < 1:
-        raise ValueError(f"generate takes temperature >= 0, 0 < top_p <= 1, beams >= 1 and max_len >= 1; got {temperature}, "
-                         f"{top_p}, {beams}, {most}")
     if beams > 1:
-        if temperature:
-            raise ValueError(f"beam search takes no temperature; got beams {beams} and temperature {temperature}")
         return _beam(model, source, most, beams)
     part, generator = model.text_part(), generator or torch.Generator(source.latent.device).manual_seed(0)
     x = part.begin.to(source.latent).expand(source.batch, 1, -1)

@@ -33,6 +33,7 @@ def facts(name: str) -> tuple[dict[str, str], str]:
                f"{mel.floor_db:g} dB",
         "tokenizer": f"{own}, {model.tokenizer.vocab_size:,} ids",
         "flow": f"{config.flow_steps} steps, {_guidance(model, place)}" if config.flow_steps else "none: regression",
+        "copies": f"flow, {config.copy_steps} steps" if config.copy_steps else "regression",
         "parameters": f"{size:,}",
         "weights": f"sha256 {hub.file_hash(place / 'model.safetensors')}",
         "licence": hub.card_licence(place),

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.captions import Captioned, open_captioned
-from ..data.digit_world import MEL, SIDE, DigitWorld, holds_world, open_world
+from ..data.digit_world import MEL, SIDE, DigitWorld, holds_world, open_world, refuse_recordings_alone
 from ..data.mel import MelSpec
 from ..data.structured import SYNTHETIC_LENGTH, structured_image
 from ..data.workers import made_in_workers
@@ -140,9 +140,13 @@ def open_examples(data: str, val: str | None, seed: int, model: OmniModelConfig)
             if name in model.modalities and size != (SIDE, SIDE):
                 raise UserError(f"{data}: the digits world's {name}s are {SIDE}×{SIDE}, and the model's are {size[1]}×{size[0]}: give "
                                 f"other --data, or a model of these (trained with --{name}-size {SIDE} {SIDE}).")
+        if "audio" in model.modalities and model.mel_bands != MEL.bands:
+            raise UserError(f"{data}: the digits world's sounds have {MEL.bands} mel bands, and the model's {model.mel_bands}: give "
+                            f"other --data, or a model of these (trained with --mel-bands {MEL.bands}).")
         training, test = open_world(data, seed)
         test = test if val is None else open_world(val, seed)[1]
         return DigitExamples(training, MEL, model.modalities), DigitExamples(test, MEL, model.modalities)
+    refuse_recordings_alone(data)
     if model.image_size[0] != model.image_size[1]:
         raise UserError(f"pictures with captions are learned as squares; the recipe's image size is {model.image_size}.")
     captioned = open_captioned(data, val, model.image_size[0], seed)
@@ -254,12 +258,12 @@ class _Steps(Dataset[OmniBatch | UserError]):
                 made = self.examples.samples(range(start, start + size), job.names)
                 skipped += [passed for example in made for passed in example.get(SKIPPED, [])]
                 data = collate(made, self.tokenizer, _stacked_once)
-                parts.append((job, {name: _in_steps(data[name]) if name == "text" else data[name] for name in job.names}))
+                parts.append((job, {name: in_steps(data[name]) if name == "text" else data[name] for name in job.names}))
         except UserError as mistake:
             return mistake
         return OmniBatch(parts, skipped)
 
 
-def _in_steps(ids: Tensor, step: int = 8) -> Tensor:
+def in_steps(ids: Tensor, step: int = 8) -> Tensor:
     """Texts padded to a multiple of a few tokens, so that batches come in few shapes and their steps are recorded."""
     return torch.nn.functional.pad(ids, (0, -ids.shape[1] % step))

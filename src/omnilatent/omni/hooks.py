@@ -19,7 +19,8 @@ a model can be taught what it never said, such as letters that it never wrote.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,10 @@ from torch.nn.functional import linear, silu
 
 from .. import hub
 from ..errors import UserError
+from ..training.config import is_whole
+from .weight_file import fill_from
+
+CONTENT = "content"  # what `probe` calls the states that are no hook's
 
 
 class HookKeys(NamedTuple):
@@ -71,13 +76,19 @@ class LatentHookConfig:
     """Inner width of what is added to the targets' last states; 0: nothing is."""
 
     def __post_init__(self) -> None:
-        if not self.name or "." in self.name or "/" in self.name:
+        if not isinstance(self.name, str) or not self.name or "." in self.name or "/" in self.name:
             raise ValueError(f"a hook's name is a word without dot and slash; got {self.name!r}")
+        if self.name == CONTENT:
+            raise ValueError(f"probe gives the model's own states as {CONTENT!r}: give the hook another name")
         if hasattr(nn.ModuleDict(), self.name):  # in which models keep their hooks by name
             raise ValueError(f"PyTorch's modules use the name {self.name!r} themselves: give the hook another")
-        if self.num_tokens < 0 or self.dim < 1 or self.voice < 0 or not self.target_layers or min(self.target_layers) < 0:
-            raise ValueError("a hook has num_tokens >= 0, dim >= 1, target_layers from 0 on and voice >= 0; got "
-                             f"{self.num_tokens}, {self.dim}, {list(self.target_layers)}, {self.voice}")
+        layers, counts = self.target_layers, (self.num_tokens, self.dim, self.voice)
+        whole = isinstance(layers, tuple) and all(map(is_whole, (*counts, *layers)))
+        if not whole or min(counts) < 0 or self.dim < 1 or not layers or min(layers) < 0:
+            raise ValueError("a hook has whole numbers num_tokens >= 0, dim >= 1, target_layers from 0 on and voice >= 0; got "
+                             f"{self.num_tokens}, {self.dim}, {list(layers) if isinstance(layers, tuple) else layers}, {self.voice}")
+        if not isinstance(self.gate_bias_init, (int, float)) or not math.isfinite(self.gate_bias_init):
+            raise ValueError(f"gate_bias_init is a finite number; got {self.gate_bias_init!r}")
 
 
 class LatentNeuralHook(nn.Module):
@@ -86,7 +97,9 @@ class LatentNeuralHook(nn.Module):
     def __init__(self, name: str, num_tokens: int = 8, dim: int = 768, target_layers: Sequence[int] = (0,),
                  gate_bias_init: float = -4.0, use_transform: bool = True, voice: int = 0) -> None:
         super().__init__()
-        layers = tuple(sorted(set(target_layers)))
+        layers = tuple(target_layers) if isinstance(target_layers, Iterable) else target_layers
+        if isinstance(layers, tuple) and all(map(is_whole, layers)):  # else the configuration refuses them
+            layers = tuple(sorted(set(layers)))
         self.config = LatentHookConfig(name, num_tokens, dim, layers, gate_bias_init, use_transform, voice)
         self.name, self.target_layers = name, layers
         self.tokens = nn.Parameter(torch.randn(num_tokens, dim) * 0.5)
@@ -104,13 +117,16 @@ class LatentNeuralHook(nn.Module):
         """The state before the first layer `(batch, tokens, dim)`: the learned tokens, then the vectors given.
 
         Raises:
-            ValueError: vectors that are not `(batch, n, dim)`, or neither learned tokens nor vectors nor a voice.
+            ValueError: vectors that are no floating point tensor `(batch, n, dim)`, or neither learned tokens nor vectors nor a voice.
         """
         state = self.tokens.expand(batch, -1, -1)
         if vectors is None:
             if not len(self.tokens) and not self.config.voice:
                 raise ValueError(f"the hook {self.name} has no tokens of its own: give it vectors (b, n, {self.config.dim})")
             return state
+        if not isinstance(vectors, Tensor) or not vectors.is_floating_point():
+            got = vectors.dtype if isinstance(vectors, Tensor) else type(vectors).__name__
+            raise ValueError(f"the hook {self.name} takes vectors as a floating point tensor; got {got}")
         if vectors.ndim != 3 or vectors.shape[0] != batch or vectors.shape[2] != self.config.dim:
             raise ValueError(f"the hook {self.name} takes vectors ({batch}, n, {self.config.dim}); got {tuple(vectors.shape)}")
         return torch.cat((state, vectors.to(state)), 1)
@@ -145,12 +161,19 @@ class LatentNeuralHook(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> LatentNeuralHook:
-        """The inverse of `save`."""
-        from safetensors.torch import load_file
+        """The inverse of `save`.
 
-        folder = Path(folder)
-        if not (folder / "hook.json").exists():
+        Raises:
+            UserError: the folder holds no hook, or its files are damaged or no pair.
+        """
+        file = Path(folder) / "hook.json"
+        if not file.exists():
             raise UserError(f"{folder} holds no hook: give a folder with hook.json and hook.safetensors.")
-        hook = cls(**hub.read_json(folder / "hook.json"))
-        hook.load_state_dict(load_file(folder / "hook.safetensors"))
+        described = hub.read_json(file)
+        try:
+            hook = cls(**described)
+        except (TypeError, ValueError) as failure:
+            raise UserError(f"{file} describes no hook that this version knows ({failure}): restore it from where the hook was saved, or "
+                            "upgrade omnilatent.") from failure
+        fill_from(hook, file.with_name("hook.safetensors"), file)
         return hook

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss, mse_loss
 
-FREQUENCY, TEMPORAL, SQUARED, LATENT, FLOW = 3.0, 2.0, 3.0, 0.5, 0.35
+FREQUENCY, TEMPORAL, SQUARED, LATENT, FLOW = 3.0, 2.0, 3.0, 0.55, 0.35
 LEAST_LEFT = 0.3  # of 1 − t, or the last details would outweigh what is drawn
 
 

@@ -1,12 +1,17 @@
-"""The registry: one row a modality. A fifth is one more row, and a file if it is neither text nor patches."""
+"""The registry: one row a modality. A fifth that is made of patches is one more row, with a loss of its own or one of these.
+
+One of another kind is a file beside patches.py and text.py, and what asks whether a part is a `PatchModality` (learning.py, task.py,
+evaluation.py, model.py) takes anything else for text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
 from ..codec import Codec
+from ..errors import UserError
 from . import losses
 from .config import OmniModelConfig
 from .latents import LatentModality
@@ -34,14 +39,19 @@ LATENT: dict[str, Callable[[OmniModelConfig, Codec], nn.Module]] = {
 }
 
 
+def refuse_unknown(names: Iterable[str]) -> None:
+    """Raise a UserError that names the first that has no row."""
+    for name in names:
+        if name not in REGISTRY:
+            raise UserError(f"there is no modality {name!r}; there are {', '.join(REGISTRY)}.")
+
+
 def build(config: OmniModelConfig, codecs: Mapping[str, Codec]) -> nn.ModuleDict:
     """The parts of the modalities that the configuration names; `codecs` as `latents.open_codecs` gives them.
 
     Raises:
-        ValueError: there is no such modality.
+        UserError: there is no such modality.
     """
-    unknown = [name for name in config.modalities if name not in REGISTRY]
-    if unknown:
-        raise ValueError(f"there is no modality {unknown[0]!r}; there are {', '.join(REGISTRY)}")
+    refuse_unknown(config.modalities)
     return nn.ModuleDict({name: LATENT[name](config, codecs[name]) if name in codecs else REGISTRY[name](config)
                           for name in config.modalities})

@@ -13,21 +13,23 @@ Pictures and videos are RGB in [0, 1], mel spectrograms are scaled to it (data/m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..codec import Codec
 from ..nn.transformer import LayerConfig
+from ..training.config import is_whole
 from . import modalities
 from .backbone import Backbone, Hooks, LayerMemory
 from .config import OmniModelConfig
-from .decoding import greedy_logits, write
+from .decoding import check_writing, greedy_logits, write
 from .flow import TimeFeatures, flow
-from .hooks import LatentNeuralHook
+from .hooks import CONTENT, LatentHookConfig, LatentNeuralHook
 from .latents import name_of, open_codecs
 from .patches import AXES, PatchModality, Size
 from .source import Prefix, Source
@@ -43,8 +45,7 @@ class OmniLatentModel(nn.Module):
             names. It stays as it is, and no parameter of it is the model's.
 
     Raises:
-        UserError: a codec that is named cannot be opened, or one cannot give tokens.
-        ValueError: an unknown modality.
+        UserError: an unknown modality; a codec that is named cannot be opened, or one cannot give tokens.
     """
 
     def __init__(self, config: OmniModelConfig = OmniModelConfig(), codecs: Mapping[str, Codec] | None = None) -> None:
@@ -95,7 +96,7 @@ class OmniLatentModel(nn.Module):
         for more in tokens[1:]:
             every = every.then(more)
         self._check_budget(every.x.shape[1])
-        return Prefix(every, self._active(len(every.x), vectors or {}))
+        return Prefix(every, self._active(len(every.x), vectors or {}), tuple(inputs))
 
     def read(self, inputs: Mapping[str, Tensor], vectors: Mapping[str, Tensor] | None = None, keep: bool = False) -> Source:
         """Read a prefix.
@@ -210,11 +211,12 @@ class OmniLatentModel(nn.Module):
 
         Args:
             generator: of the flow's noise; by default one with the same seed every time.
-            steps: of the flow; by default the configuration's `flow_steps`; 0: the regression.
+            steps: of the flow; 0: the regression. By default the configuration's `copy_steps` where the target is among the
+                sources and no guidance is given, else its `flow_steps`.
             guidance: of the flow (Ho & Salimans 2022, arXiv 2207.12598); by default the configuration's; 1: none.
         """
         axes = 1 if target == "text" else len(self.patch_part(target).usual)
-        if size is not None and (len(size) != axes or min(size) < 1):
+        if size is not None and (len(size) != axes or not all(map(is_whole, size)) or min(size) < 1):
             what = "its tokens" if target == "text" else AXES[axes]
             raise ValueError(f"the size of {target} is {what}, none below 1; got {tuple(size)}")
         if target == "text":
@@ -223,15 +225,18 @@ class OmniLatentModel(nn.Module):
             return greedy_logits(self, source, positions)
         part = self.patch_part(target)
         size = tuple(size or part.usual)
-        steps = self.config.flow_steps if steps is None else steps
-        if steps < 0:
-            raise ValueError(f"the flow takes steps, or 0 for the regression; got {steps}")
+        self._check_budget(source.tokens + part.count(size))
+        if steps is None:
+            copied = target in source.prefix.names and guidance is None
+            steps = self.config.copy_steps if copied else self.config.flow_steps
+        guidance = self.config.guidance if guidance is None else guidance
+        if not is_whole(steps) or steps < 0 or not 0 <= guidance < math.inf:
+            raise ValueError(f"the flow takes whole steps, 0 for the regression, and a guidance from 0 on; got {steps} and {guidance}")
         if steps == 0:
             return part.join(self.patches(source, target, size), size)
         shape = (source.batch, part.count(size), part.patches.numbers)
         generator = generator or torch.Generator(source.device).manual_seed(0)
         noise = torch.randn(shape, generator=generator, device=generator.device).to(source.device, source.dtype)
-        guidance = self.config.guidance if guidance is None else guidance
         nothing = None if guidance == 1 else self._read(self.blank(source.batch, source.prefix.hooks))
 
         def clean(noisy: Tensor, time: Tensor) -> Tensor:
@@ -296,21 +301,24 @@ class OmniLatentModel(nn.Module):
         inputs = {source: data} if isinstance(source, str) else dict(source)
         if any(value is None for value in inputs.values()):
             raise ValueError(f"generate takes a modality and its data; got no data for {next(iter(inputs))}")
-        read = self.read(inputs, vectors)  # type: ignore[arg-type]
         most = self.config.text_tokens if max_len is None else max_len
+        check_writing(most, temperature, top_p, beams)
+        read = self.read(inputs, vectors)  # type: ignore[arg-type]
         self._check_budget(read.tokens + most)
         return write(self, read, most, temperature, top_p, beams, generator)
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
-    def register_hook(self, hook: LatentNeuralHook) -> None:  # type: ignore[override]
-        """Take a hook into the model; its parameters are the model's from now on.
+    def register_hook(self, hook: LatentNeuralHook | LatentHookConfig) -> LatentNeuralHook:  # type: ignore[override]
+        """Take a hook into the model, or make one of its configuration; its parameters are the model's from now on.
 
         Raises:
             ValueError: no hook, a hook of another width, of layers that the model has not, or of a name that is taken.
         """
+        if isinstance(hook, LatentHookConfig):
+            hook = LatentNeuralHook(**asdict(hook))
         if not isinstance(hook, LatentNeuralHook):
-            raise ValueError(f"register_hook takes a LatentNeuralHook; got {type(hook).__name__}")
+            raise ValueError(f"register_hook takes a LatentNeuralHook or a LatentHookConfig; got {type(hook).__name__}")
         if hook.config.dim != self.config.hidden_dim:
             raise ValueError(f"the hook {hook.name} has dim {hook.config.dim}; the model's hidden_dim is {self.config.hidden_dim}")
         if max(hook.target_layers) >= self.config.num_layers:
@@ -318,7 +326,8 @@ class OmniLatentModel(nn.Module):
                              f"{self.config.num_layers - 1}")
         if hook.name in self.hooks:
             raise ValueError(f"there is a hook {hook.name} already; remove it first")
-        self.hooks[hook.name] = hook.to(self.places.linear.weight.device)
+        self.hooks[hook.name] = hook = hook.to(self.places.linear.weight)
+        return hook
 
     def remove_hook(self, name: str) -> LatentNeuralHook:
         """Take a hook out again; the model is what it was before."""
@@ -351,7 +360,7 @@ class OmniLatentModel(nn.Module):
     @torch.no_grad()
     def probe(self, layer: int, source: str, data: Tensor, vectors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """States after a layer: `content` `(b, n, dim)`, and each hook's by its name `(b, tokens, dim)`."""
-        if not 0 <= layer < self.config.num_layers:
+        if not is_whole(layer) or not 0 <= layer < self.config.num_layers:
             raise ValueError(f"the model has the layers 0 to {self.config.num_layers - 1}; got {layer}")
         content, hooks = self.read({source: data}, vectors, keep=True).read.layers[layer]
-        return {"content": content, **hooks}
+        return {CONTENT: content, **hooks}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..training.config import OptimizerConfig, RunConfig
 from .config import OmniModelConfig, OmniTraining, PairConfig
 
@@ -23,6 +25,18 @@ def omni() -> OmniTraining:
         optimizer=OptimizerConfig(optimizer="muon", lr=2e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup=200),
         run=RunConfig(steps=15_000, batch_size=512, save_every=1_000, validate_every=1_000),
     )
+
+
+def omni_small() -> OmniTraining:
+    """`omni` with 5 layers of 96, 0.8 M parameters: bundled, and the one that examples/demo.py shows.
+
+    On MNIST and FSDD, held out: audio to text 100 %, image to text 98.5 %; what is made of another modality is read as what it should
+    be in 82.5 % (video to audio) to 100 %, but for videos, 45 to 63 %, one seed. Ten minutes of one H200 beside other work.
+    omnilatent train omni-small --data DATA (a folder with mnist/ and fsdd/)
+    """
+    recipe = omni()
+    return replace(recipe, recipe="omni-small", model=replace(recipe.model, hidden_dim=96, num_layers=5, num_heads=6),
+                   run=replace(recipe.run, steps=20_000))
 
 
 def omni_coco() -> OmniTraining:

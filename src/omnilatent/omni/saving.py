@@ -20,8 +20,10 @@ from ..errors import UserError
 from ..training.config import from_json
 from .config import OmniModelConfig
 from .latents import LatentModality, open_codecs
+from .modalities import refuse_unknown
 from .model import OmniLatentModel
 from .tokenizer import Tokenizer, open_tokenizer
+from .weight_file import fill_from
 
 KIND = "omni"
 
@@ -45,11 +47,9 @@ def load(name: str | Path, device: str | torch.device = "cpu", codecs: Mapping[s
         codecs: modality → the loaded codec of its tokens, in place of the one that the model names.
 
     Raises:
-        UserError: there is no such model, it is of another kind, its tokenizer is missing, or a codec of its tokens is missing or
-            another than it learned with.
+        UserError: there is no such model, it is of another kind, a file of it is missing or damaged or does not go with the others,
+            or a codec of its tokens is missing or another than it learned with.
     """
-    from safetensors.torch import load_file
-
     place = hub.locate(hub.split_label(str(name))[1])
     if not (place / "config.json").exists():
         raise UserError(f"{name} is no any-to-any model: give a run of an omni recipe.")
@@ -58,14 +58,31 @@ def load(name: str | Path, device: str | torch.device = "cpu", codecs: Mapping[s
         raise UserError(f"{name} is a model of the kind {saved.get('kind')!r}, which turns no modality into another: give a run "
                         "of an omni recipe.")
     tokenizer = open_tokenizer(place)
-    config = from_json(OmniModelConfig, saved["model"])
+    config, mel, hashes = _parts(saved, place / "config.json")
+    if "text" in config.modalities and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"{place}: its tokenizer has {tokenizer.vocab_size} ids and its config.json {config.vocab_size}: copy both from "
+                        "where the model was saved.")
     found = open_codecs(config, codecs, str(place / "config.json"))
-    _refuse_other_weights(name, found, saved.get("codecs", {}))
+    _refuse_other_weights(name, found, hashes)
     model = OmniLatentModel(config, found)
-    model.load_state_dict({key: value.float() for key, value in load_file(place / "model.safetensors").items()})
-    model.tokenizer = tokenizer
-    model.mel = None if saved.get("mel") is None else MelSpec(**saved["mel"])
+    fill_from(model, place / "model.safetensors", place / "config.json")
+    model.tokenizer, model.mel = tokenizer, mel
     return model.eval().to(device)
+
+
+def _parts(saved: Mapping[str, Any], file: Path) -> tuple[OmniModelConfig, MelSpec | None, dict[str, str]]:
+    """What a config.json says of the model, its mel spectrograms and the weights of its codecs."""
+    try:
+        unknown = set(saved["model"]) - set(OmniModelConfig.__dataclass_fields__)
+        if unknown:
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+        mel = None if saved.get("mel") is None else MelSpec(**saved["mel"])
+        config = from_json(OmniModelConfig, saved["model"])
+        refuse_unknown(config.modalities)
+        return config, mel, dict(saved.get("codecs", {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as failure:
+        raise UserError(f"{file} describes no model that this version knows ({failure}): restore it from where the model was saved, or "
+                        "upgrade omnilatent.") from failure
 
 
 def learned_without_source(name: str | Path) -> bool:

@@ -16,10 +16,11 @@ from .tokens import Tokens
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tokens of all sources, and the hooks with the states that they begin with."""
+    """Tokens of all sources, the hooks with the states that they begin with, and which modalities the sources are."""
 
     embedded: Tokens
     hooks: Hooks
+    names: tuple[str, ...] = ()
 
     @property
     def batch(self) -> int:

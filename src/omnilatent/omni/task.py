@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,21 +15,23 @@ from torch import Tensor
 
 from ..data.workers import own_cores
 from ..errors import UserError
+from ..hub import RECIPES
 from ..nn.replay import Replayed
 from ..training.ema import EMA
 from ..training.muon import Muon
 from ..training.schedule import warmup_cosine
 from ..training.task import Logged
 from .card import card
-from .config import OmniTraining
+from .config import OmniModelConfig, OmniTraining
 from .evaluation import present, psnr, written_exactly
-from .examples import Examples, OmniBatch, collate, omni_batches, open_examples
+from .examples import Examples, OmniBatch, collate, in_steps, omni_batches, open_examples
 from .learning import OmniLearning
+from .modalities import refuse_unknown
 from .model import OmniLatentModel
 from .pairs import Job, Plan
 from .patches import PatchModality
 from .saving import load, save
-from .tokenizer import ByteTokenizer, Tokenizer
+from .tokenizer import ByteTokenizer, LibraryTokenizer, Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -44,7 +47,7 @@ class OmniTask:
         config: the recipe's.
         data, val: where the examples are (`examples.open_examples`).
         skipped: called with (file, reason) for each file that cannot be read.
-        init: a model to start from, whose configuration replaces the recipe's.
+        init: a model to start from, whose configuration replaces the recipe's; an option that differs from both is refused.
         freeze: not for these recipes.
         resumed: the checkpoint folder that the run will go on from.
     """
@@ -56,18 +59,25 @@ class OmniTask:
                  init: str | None = None, freeze: str | None = None, resumed: Path | None = None, command: str = "") -> None:
         if freeze is not None:
             raise UserError("--freeze is for autoencoders: an any-to-any model has no halves.")
-        self.tokenizer: Tokenizer = ByteTokenizer()
+        refuse_unknown(config.model.modalities)
+        self.tokenizer = _tokenizer(config, resumed)
         self.initial: dict[str, Tensor] | None = None
-        if init is not None and resumed is None:
-            started = load(init)
-            self.tokenizer, self.initial = started.tokenizer, started.state_dict()
-            config = replace(config, model=started.config)
+        if init is not None:
+            started = load(resumed or init)  # a run that goes on has the same configuration in its checkpoint
+            if resumed is None:
+                _refuse_other_options(config, started.config, init)
+                self.initial = started.state_dict()
+            self.tokenizer = started.tokenizer
+            config = replace(config, model=replace(started.config, gradient_checkpointing=config.model.gradient_checkpointing))
         config = replace(config, model=replace(config.model, vocab_size=self.tokenizer.vocab_size))
-        self.config, self.command, self.skipped = config, command, skipped
+        self.config, self.command, self.skipped, self.init = config, command, skipped, init
         self.examples, self.held_out = open_examples(data, val, config.run.seed, config.model)
 
     def __str__(self) -> str:
         lines = [f"{len(self.examples)} examples ({self.examples.name}), {len(self.held_out)} held out ({self.held_out.name})"]
+        if self.init is not None:
+            model = self.config.model
+            lines.append(f"the model is that of --init {self.init}: {model.num_layers} layers of {model.hidden_dim}")
         for steps, counts in self.plan.counted(self.config.run.batch_size):
             pairs = ", ".join(f"{pair} {count:,}" for pair, count in counts.most_common())
             lines.append(f"pairs drawn in the steps {steps.start + 1:,} to {steps.stop:,}: {pairs}")
@@ -101,9 +111,27 @@ class OmniTask:
     def build(self) -> OmniLatentModel:
         """The model to train."""
         model = OmniLatentModel(self.config.model)
+        self._check_budget(model)
         if self.initial is not None:
             model.load_state_dict(self.initial)
         return model
+
+    def _check_budget(self, model: OmniLatentModel) -> None:
+        """Refuse a budget in which some job's sources and target do not fit."""
+        sample, counts = self.examples.sample(0), dict[str, int]()
+        for name in self.plan.modalities:
+            part = model.part(name)
+            if isinstance(part, PatchModality):
+                counts[name] = part.count(part.size_of(torch.as_tensor(sample[name])[None]))
+            else:
+                longest = max(model.config.text_tokens, len(self.tokenizer.encode(str(sample[name]))))
+                counts[name] = in_steps(torch.zeros(1, longest)).shape[1]
+        fused = sum(counts.values()) + len(counts)  # each source begins with a token that says which it is
+        source = fused if self.config.pairs.fused_share else max(counts.values()) + 1
+        most = source + max(count + (name == "text") for name, count in counts.items())
+        if most > model.config.max_tokens:
+            raise UserError(f"--max-tokens {model.config.max_tokens}: the sources and the target of a step take up to {most} tokens: give "
+                            f"at least {most}, larger patches or fewer --modalities.")
 
     def _optimizer(self) -> torch.optim.Optimizer:
         o, model = self.config.optimizer, self.bare.model
@@ -216,6 +244,23 @@ class OmniTask:
                     "run": dataclasses.asdict(config.run), "task": config.task, "step": step}
         save(folder, self.ema.average.model, self.tokenizer, self.examples.mel,
              card(config, self.examples.name, self.held_out.name, figures, step, self.command), training=training)
+
+
+def _refuse_other_options(config: OmniTraining, started: OmniModelConfig, init: str) -> None:
+    """Raise a UserError where an option of the model was given that the model to start from does not have."""
+    module, function = RECIPES[config.recipe].split(":")
+    usual = getattr(import_module(module), function)().model
+    for name in OmniModelConfig.__dataclass_fields__:
+        given, its = getattr(config.model, name), getattr(started, name)
+        if given not in (getattr(usual, name), its) and name not in ("gradient_checkpointing", "vocab_size"):
+            raise UserError(f"--init {init} keeps its own model, of {name} {its}: leave --{name.replace('_', '-')} out.")
+
+
+def _tokenizer(config: OmniTraining, resumed: Path | None) -> Tokenizer:
+    """The recipe's; of a run that goes on, what was saved with it."""
+    if resumed is not None:
+        return open_tokenizer(resumed)
+    return LibraryTokenizer(config.tokenizer) if config.tokenizer else ByteTokenizer()
 
 
 def _sheet(data: dict[str, Tensor], made: dict[tuple[str, str], Tensor], columns: int = 8) -> Tensor | None:

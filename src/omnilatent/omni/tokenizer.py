@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, library
+from ..hub import read_json
 from .text import PAD
 
 OFFSET = 3
@@ -69,13 +70,14 @@ class LibraryTokenizer:
         if not self.file.exists():
             raise UserError(f"{file} is not there: give a tokenizer.json or a sentencepiece .model.")
         self._pieces = self.file.suffix == ".model"
-        self._own: Any
-        if self._pieces:
-            self._own = library("sentencepiece").SentencePieceProcessor(str(self.file))
-            self.vocab_size = self._own.vocab_size() + OFFSET
-        else:
-            self._own = library("tokenizers").Tokenizer.from_file(str(self.file))
-            self.vocab_size = self._own.get_vocab_size() + OFFSET
+        opened = (library("sentencepiece", "tokenizers").SentencePieceProcessor if self._pieces
+                  else library("tokenizers", "tokenizers").Tokenizer.from_file)
+        try:
+            self._own: Any = opened(str(self.file))
+        except Exception as failure:  # these libraries raise bare ones
+            what = "sentencepiece model" if self._pieces else "tokenizer of Hugging Face"
+            raise UserError(f"{file} is no {what} ({failure}): copy it again from its source.") from failure
+        self.vocab_size = (self._own.vocab_size() if self._pieces else self._own.get_vocab_size()) + OFFSET
 
     def encode(self, text: str) -> list[int]:
         ids = self._own.encode(text) if self._pieces else self._own.encode(text, add_special_tokens=False).ids
@@ -92,7 +94,7 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer in a model's folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is damaged.
     """
     if (folder / SENTENCEPIECE).exists():
         return LibraryTokenizer(folder / SENTENCEPIECE)
@@ -100,8 +102,7 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     if not file.exists():
         raise UserError(f"{folder} lacks its tokenizer ({FILE} or {SENTENCEPIECE}), without which its text means nothing: copy "
                         "it from where the model was saved.")
-    own = json.loads(file.read_text(encoding="utf-8"))
-    return ByteTokenizer() if own.get("omnilatent") == "bytes" else LibraryTokenizer(file)
+    return ByteTokenizer() if read_json(file).get("omnilatent") == "bytes" else LibraryTokenizer(file)
 
 
 def pad(texts: Sequence[Sequence[int]]) -> Tensor:

@@ -38,6 +38,8 @@ from .tokenizer import ByteTokenizer, Tokenizer
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+NO_BATCH: Any = object()  # where a loader has ended
+
 
 class Trainer:
     """
@@ -66,6 +68,8 @@ class Trainer:
             if getattr(config, name) != getattr(model.config, name):
                 raise ValueError(f"the configuration's {name} is {getattr(config, name)}, and the model's {getattr(model.config, name)}: "
                                  "give the one that the model was made with")
+        if not isinstance(dataloader, Iterable):
+            raise ValueError(f"dataloader is a DataLoader, or another object that gives batches; got {type(dataloader).__name__}")
         if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids; the model's vocab_size is {model.config.vocab_size}")
         if mel is not None and mel.bands != model.config.mel_bands:
@@ -92,7 +96,7 @@ class Trainer:
             UserError: `out` holds a run already, or `resume` none.
         """
         from ..report.record import replace_file
-        from ..training.checkpoint import resume_point
+        from ..training.checkpoint import forget_start, resume_point
 
         if resume is not None:
             runs = [folder for folder in (Path(resume), Path(resume).parent) if (folder / "run.json").exists()]
@@ -101,11 +105,15 @@ class Trainer:
             self.out = runs[0]
         elif any(self.out.glob("*/config.json")):
             raise UserError(f"{self.out} holds a run already: go on with train(resume={str(self.out)!r}), or give another out.")
-        fabric = launch_fabric(self.config.run)
+        fabric, is_new = launch_fabric(self.config.run), not self.out.exists()
         if fabric.is_global_zero:
             replace_file(self.out / "run.json", json.dumps({"trainer": asdict(self.config)}, indent=2, default=str) + "\n")
         try:
             return train(self.task, self.config.run, self.out, fabric, resume_point(Path(resume)) if resume else None)
+        except ValueError:
+            if resume is None and fabric.is_global_zero:
+                forget_start(self.out, is_new)
+            raise
         finally:
             self.task.close()
 
@@ -133,6 +141,7 @@ class LoaderTask(OmniTask):
 
     def batches(self, start: int, stop: int) -> Iterator[OmniBatch]:
         for step, data in zip(range(start, stop), self._given(start), strict=False):
+            _check_form(data)
             unknown = [name for name in data if name not in self.config.model.modalities]
             if unknown or not data:
                 raise UserError(f"a batch holds modalities of the model, {', '.join(self.config.model.modalities)}; got "
@@ -164,12 +173,12 @@ class LoaderTask(OmniTask):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.run.seed + number)
                 batches = iter(self.dataloader)
-                first = next(batches, None)  # with which a shuffling loader draws its order
+                first = next(batches, NO_BATCH)  # with which a shuffling loader draws its order
                 passed = 1 + sum(1 for _ in islice(batches, over - 1)) if over else 0
-            if first is None and isinstance(self.dataloader, Iterator):
+            if first is NO_BATCH and isinstance(self.dataloader, Iterator):
                 raise UserError("the data loader is used up, and an iterator or generator cannot be begun again: give a DataLoader, a "
                                 "list of batches, or another object with __iter__.")
-            if first is None:
+            if first is NO_BATCH:
                 raise UserError("the data loader gives no batch: its data set is empty, or smaller than a batch.")
             if not over:
                 yield first
@@ -210,3 +219,17 @@ class LoaderTask(OmniTask):
         tokenizer = self.tokenizer if self.bytes_seen else None
         save(folder, self.ema.average.model, tokenizer, self.mel,
              card(config, "a data loader", "the training data itself", figures, step, self.command), training=training)
+
+
+def _check_form(batch: object) -> None:
+    """Raise a UserError where a batch of the user's loader is no dictionary of tensors."""
+    if not isinstance(batch, Mapping):
+        got = type(batch).__name__
+    else:
+        wrong = {name: t for name, t in batch.items() if not isinstance(t, Tensor) or t.ndim == 0}
+        if not wrong:
+            return
+        name, t = next(iter(wrong.items()))
+        got = f"{name} as {'a single number' if isinstance(t, Tensor) else type(t).__name__}"
+    raise UserError("a batch of the data loader is a dictionary of modality → tensor, whose first axis are the examples, as "
+                    f"collate_multimodal makes it; got {got}.")

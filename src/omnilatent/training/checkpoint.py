@@ -3,6 +3,7 @@
 - `save_checkpoint`, `prune`, `checkpoints`: write one, keep the newest, list them.
 - `resume_point`, `furthest`, `load_state`: find the one to go on from, and read it.
 - `remove_beyond`: what a run that goes on from an earlier checkpoint leaves behind.
+- `forget_start`: what a run that failed before its first save leaves behind.
 
 A run's folder holds `run.json` (the resolved configuration), `step-N/` (newest `keep`), `best/`, `final/`,
 `log.jsonl`, `skipped.jsonl`, `samples/` and TensorBoard's events. A `step-N/` and `final/` hold the exported
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,24 @@ def remove_beyond(run: Path, start: int) -> list[str]:
         folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
     return [folder.name for folder in beyond]
+
+
+def forget_start(run: Path, is_new: bool) -> None:
+    """Let a new run that failed be begun once more by the mended command: where nothing was saved, remove its run.json, and where
+    nothing was logged, TensorBoard's empty files too.
+
+    Args:
+        is_new: whether the folder was made for it, which then goes as well if nothing else is in it.
+    """
+    if any(run.glob("*/config.json")):
+        return
+    (run / "run.json").unlink(missing_ok=True)
+    if not (run / "log.jsonl").exists():
+        for events in run.glob("events.out.tfevents.*"):
+            events.unlink(missing_ok=True)
+    if is_new:
+        with suppress(OSError):  # it is not there, or not empty
+            run.rmdir()
 
 
 def stated_step(folder: Path) -> int:

@@ -1,7 +1,7 @@
 """The settings of a run that every recipe shares. Nothing here imports torch.
 
 - `RunConfig`, `OptimizerConfig`: fields of every recipe's configuration.
-- `check_least`: what their values may be.
+- `check_least`, `check_whole`, `is_whole`: what values may be.
 - `from_json`: a saved configuration back into its frozen dataclasses.
 """
 
@@ -21,6 +21,18 @@ def check_least(config: object, least: float, *names: str) -> None:
         value = getattr(config, name)
         if not (math.isfinite(value) and value >= least):
             raise ValueError(f"--{name.replace('_', '-')} is {value}; the least is {least}")
+
+
+def check_whole(config: object, least: int, *names: str) -> None:
+    """Raise a `ValueError` that names the field of `config` that is no whole number from `least` on."""
+    for name in names:
+        value = getattr(config, name)
+        if not is_whole(value) or value < least:
+            raise ValueError(f"{name} is {'' if is_whole(value) else 'a whole number, '}at least {least}; got {value!r}")
+
+
+def is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""What a run tells: `log.jsonl` with every logged number, TensorBoard, sample pictures and a progress bar."""
+"""What a run tells.
+
+- `RunLog`: `log.jsonl` with every logged number, TensorBoard, sample pictures.
+- `progress_bar`: with `headline`, the numbers that stand in it.
+"""
 
 from __future__ import annotations
 
@@ -84,11 +88,26 @@ def _step_of(row: bytes) -> float:
 
 
 def progress_bar(visible: bool) -> Progress:
-    """A bar with steps, time left and the latest numbers."""
+    """A bar with steps, the time left or in the end taken, and the latest numbers; on a narrow terminal the bar itself gives way."""
     from rich import progress as rich
+    from rich.table import Column
+
+    def whole() -> Column:
+        return Column(no_wrap=True)
 
     return rich.Progress(
-        rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), rich.MofNCompleteColumn(),
-        rich.TimeElapsedColumn(), rich.TextColumn("left"), rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), rich.MofNCompleteColumn(table_column=whole()),
+        rich.TimeRemainingColumn(elapsed_when_finished=True, table_column=whole()),
         rich.TextColumn("{task.fields[numbers]}", markup=False), disable=not visible,
     )
+
+
+def headline(numbers: dict[str, float], width: int = 48) -> str:
+    """The loss and as many of the numbers after it as fit into `width` letters, which 80 columns leave beside the rest of the bar;
+    not the gradients' norm, which log.jsonl has."""
+    line = ""
+    for name, value in numbers.items():
+        longer = f"{line} {name} {value:.3g}".strip()
+        if name != "gradient_norm" and len(longer) <= width:
+            line = longer
+    return line

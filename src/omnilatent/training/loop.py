@@ -23,7 +23,7 @@ from ..devices import choose_device, has_bfloat16
 from .checkpoint import load_state, prune, remove_beyond, save_checkpoint
 from .config import RunConfig
 from .finite import check_finite
-from .logs import RunLog, progress_bar
+from .logs import RunLog, headline, progress_bar
 from .memory import step_within_memory
 from .task import Logged, Task
 
@@ -106,7 +106,7 @@ def train(
 
     logging = RunLog(run, start) if main else nullcontext()
     with logging as log, progress_bar(main and not quiet) as bar, stop_on_signal() as stop:
-        row = bar.add_task(run.name, total=config.steps, completed=start, numbers="")
+        row = bar.add_task("", total=config.steps, completed=start, numbers="")
         if resume is not None:  # this late, since libraries draw random numbers while they start
             _load_random_state(before["random"], fabric)
             _load_scaler_state(before["scaler"], fabric)
@@ -119,7 +119,7 @@ def train(
             if step % config.log_every == 0 or last:
                 check_finite(healthy, step, run)
                 numbers = _averaged(logged, fabric)
-                bar.update(row, numbers=" ".join(f"{k} {v:.4g}" for k, v in list(numbers.items())[:3]))
+                bar.update(row, numbers=headline(numbers))
                 if log:
                     log.write(step, numbers, "train")
             measured = step % config.validate_every == 0 or last
