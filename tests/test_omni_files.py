@@ -3,6 +3,8 @@
 import math
 import re
 import sys
+import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,15 +15,20 @@ import torch
 from clips import write_clip
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_digits import write_set
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
-from omnilatent import UserError
+from omnilatent import OmniLatentConfig, OmniLatentModel, UserError
 from omnilatent.data.digit_world import FRAMES, INNER, MEL, TONES, WORDS, moving, open_world
 from omnilatent.data.digits import embedded_digits
 from omnilatent.data.mel import MelSpec, _filters, read_sound, write_sound
+from omnilatent.omni.config import PairConfig
+from omnilatent.omni.saving import load
 from omnilatent.omni.tokenizer import ByteTokenizer, LibraryTokenizer, open_tokenizer, pad
+from omnilatent.training import Trainer, collate_multimodal
+from omnilatent.training.config import RunConfig
 
 SPECS = {"default": MelSpec(), "digits": MEL}
 
@@ -157,6 +164,26 @@ def test_a_tokenizer_is_saved_with_the_model(theirs: LibraryTokenizer, tmp_path:
         LibraryTokenizer(tmp_path / "none.json")
 
 
+def test_a_model_learns_from_writes_and_is_saved_with_a_tokenizer_of_hugging_face(theirs: LibraryTokenizer, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = OmniLatentConfig(hidden_dim=32, num_layers=1, num_heads=2, vocab_size=theirs.vocab_size, modalities=("text", "image"),
+                              image_size=(16, 16), batch_size=3, learning_rate=1e-2, max_steps=120, gradient_checkpointing=False)
+    colours, texts = torch.eye(3)[..., None, None].expand(-1, -1, 16, 16), ["seven", "seven eight", "nine"]
+    batch = collate_multimodal([{"text": torch.tensor(theirs.encode(text)), "image": colour}
+                                for text, colour in zip(texts, colours, strict=True)])
+    assert batch["text"].max() >= 256 + 3  # a word, which no byte is
+    Trainer(OmniLatentModel(config), config, [batch], out=tmp_path / "run", tokenizer=theirs, run=RunConfig(device="cpu"),
+            pairs=PairConfig(jobs=1, fused_share=0.0, reconstruction_share=0.0)).train()
+    model = load(tmp_path / "run")
+    assert isinstance(model.tokenizer, LibraryTokenizer) and model.tokenizer.vocab_size == theirs.vocab_size == model.config.vocab_size
+    for how in ({}, {"beams": 3}, {"temperature": 9.0}):
+        ids = model.generate("image", colours, max_len=20, **how)
+        assert ids.min() >= 0 and ids.max() < theirs.vocab_size
+        assert ([model.tokenizer.decode(row.tolist()) for row in ids] == texts) == ("temperature" not in how)
+    assert all(model.tokenizer.encode(text) == theirs.encode(text) and model.tokenizer.decode(theirs.encode(text)) == text
+               for text in (*WORDS, "seven ☂ eight"))
+
+
 def test_a_file_that_is_no_tokenizer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(file: str) -> None:
         raise RuntimeError("no model proto")
@@ -230,6 +257,45 @@ def test_a_digit_moves_straight_on_and_turns_round_at_the_border() -> None:
     assert torch.equal(still, still[:, :1].expand_as(still))
     lefts = [int(frame.any(0).nonzero()[0]) for frame in fast[0]]
     assert lefts == [6, 9, 12, 9, 6, 3, 0, 3]
+
+
+def fsdd(tar: Path, names: Iterable[str], pitch: int = 0) -> None:
+    """Recordings of half a second, each a tone of 100 Hz more for each next digit."""
+    tar.parent.mkdir(exist_ok=True)
+    time = torch.arange(MEL.rate // 2) / MEL.rate
+    with tarfile.open(tar, "w") as archive:
+        for name in names:
+            write_sound(tar.with_suffix(".wav"), 0.5 * torch.sin(2 * math.pi * (500 + pitch + 100 * int(name[0])) * time), MEL.rate)
+            archive.add(tar.with_suffix(".wav"), f"recordings/{name}.wav")
+
+
+def hertz(wave: Tensor) -> float:
+    return float(torch.fft.rfft(wave).abs().argmax()) * MEL.rate / len(wave)
+
+
+def test_a_world_of_mnists_files_and_recordings(tmp_path: Path) -> None:
+    write_set(tmp_path / "mnist", ".xz", n=40)
+    write_set(tmp_path / "mnist", n=20, part="t10k")
+    fsdd(tmp_path / "fsdd" / "train.tar", [f"{digit}_{who}_{n}" for digit in range(10) for who in ("ann", "bo_b") for n in range(2)])
+    fsdd(tmp_path / "fsdd" / "test.tar", [f"{digit}_cy_0" for digit in range(10)], pitch=1_500)
+    training, test = open_world(str(tmp_path))
+    assert len(training) == 40 and len(test) == 20 and len(training.recordings) == 40 and len(test.recordings) == 10
+    assert {r.speaker for r in training.recordings} == {"ann", "bo_b"} and {r.speaker for r in test.recordings} == {"cy"}
+    assert [r.digit for r in test.recordings] == list(range(10)) and all(len(r.wave) == MEL.rate // 2 for r in test.recordings)
+    for position in range(20):
+        held_out, later = test.sample(position), test.sample(position + 20)
+        assert held_out.label == test.digits.labels[position] and held_out.text == WORDS[held_out.label]
+        assert held_out.wave.shape == (8_064,) and held_out.audio.shape == (64, 64) and torch.equal(held_out.wave, later.wave)
+        assert hertz(held_out.wave) == pytest.approx(2_000 + 100 * held_out.label, abs=2)
+        sample = training.sample(position)
+        assert sample.wave.shape == (8_064,) and torch.equal(sample.wave, training.sample(position).wave)
+        assert 0.84 < (500 + 100 * sample.label) / hertz(sample.wave) < 1.16  # its own digit's, slower or faster
+    draws = [training.sample(position).draw for position in (0, 1)]
+    assert not torch.allclose(*(training.wave(3, draw) for draw in draws), atol=1e-2)
+    assert torch.equal(*(test.wave(3, draw) for draw in draws))  # there is one recording of three
+    fsdd(tmp_path / "fsdd" / "test.tar", [f"{digit}_cy_0" for digit in range(10) if digit != 7])
+    with pytest.raises(UserError, match="test.tar holds no recording of seven: expected DIGIT_SPEAKER_NUMBER.flac for every digit"):
+        open_world(str(tmp_path))
 
 
 def test_a_world_without_labels_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A hook's voice, and the four uses of hooks in examples/hooks.py on a small model that is trained here, each beside its null."""
+"""A hook's tokens and voice, and the four uses of hooks in examples/hooks.py on a small model trained here, each beside its null."""
 
 import re
 import runpy
@@ -118,7 +118,7 @@ def test_the_example_runs_from_a_saved_model_and_tells_mistakes_in_a_sentence(
     assert load(run).config == lesson.model.config
 
 
-# -- the voice -----------------------------------------------------------------------------------------------------
+# -- the tokens ----------------------------------------------------------------------------------------------------
 
 
 def small(**changes: object) -> tuple[OmniLatentModel, dict[str, Tensor]]:
@@ -126,6 +126,79 @@ def small(**changes: object) -> tuple[OmniLatentModel, dict[str, Tensor]]:
     config = OmniLatentConfig(hidden_dim=32, num_layers=3, num_heads=2, vocab_size=40, modalities=("text", "image"), image_size=(16, 16),
                               image_patch=8, text_tokens=6, flow_steps=2, gradient_checkpointing=False)
     return OmniLatentModel(replace(config, **changes)).eval(), {"text": torch.randint(3, 40, (2, 5)), "image": torch.rand(2, 3, 13, 18)}
+
+
+@torch.no_grad()
+def test_a_hooks_state_waits_for_its_next_layer_and_goes_on_from_there() -> None:
+    model, data = small()
+    hook, twin = (LatentNeuralHook("hook", 2, 32, layers, gate_bias_init=1.0) for layers in ([0, 2], [2]))
+    nn.init.normal_(hook.transform[-1].weight)
+    hook.gate_bias[0] = -1e4  # it sees in layer 0 and is not felt there, so that only its own state tells it from its twin
+    twin.load_state_dict(hook.state_dict() | {"gate_bias": hook.gate_bias[1:]})
+    begun, states = hook.tokens.expand(2, -1, -1), []
+    for one in (hook, twin):
+        model.register_hook(one)
+        states.append([model.probe(layer, "image", data["image"]) for layer in range(3)])
+        model.remove_hook("hook")
+    (first, waited, went_on), (late, still, alone) = states
+    assert not torch.allclose(first["hook"], begun, atol=1e-2) and torch.equal(waited["hook"], first["hook"])
+    assert torch.equal(late["hook"], begun) and torch.equal(still["hook"], begun)
+    assert torch.equal(waited["content"], still["content"])
+    assert not torch.allclose(went_on["hook"], alone["hook"], atol=1e-2)
+    assert not torch.allclose(went_on["content"], alone["content"], atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_transform_changes_what_a_hook_says_in_its_next_layer() -> None:
+    outputs = {}
+    for layers in ((0, 2), (2,)):  # without a next layer there is nothing to change
+        model, data = small()
+        hook = LatentNeuralHook("hook", 2, 32, layers, gate_bias_init=1.0)
+        model.register_hook(hook)
+        unchanged = model("image", data["image"], "image")["output"]
+        nn.init.normal_(hook.transform[-1].weight)
+        outputs[layers] = unchanged, model("image", data["image"], "image")["output"]
+    assert not torch.allclose(*outputs[0, 2], atol=1e-3) and torch.equal(*outputs[2,])
+
+
+def test_a_hook_has_the_same_gradients_with_checkpointing() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model, data = small(gradient_checkpointing=checkpointing)
+        hook = LatentNeuralHook("hook", 2, 32, [0, 2], gate_bias_init=1.0, voice=4)
+        for weight in (hook.transform[-1].weight, hook.up):
+            nn.init.normal_(weight)
+        model.register_hook(hook)
+        model.freeze_base()
+        for source in (model.read({"image": data["image"]}), model.prefix({"image": data["image"]})):
+            model.text_logits(source, data["text"]).square().mean().backward()
+        gradients.append({name: p.grad for name, p in hook.named_parameters()})
+        assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("hooks."))
+    for name, gradient in gradients[0].items():
+        assert gradient.any() and torch.allclose(gradient, gradients[1][name], rtol=1e-5, atol=1e-7), name
+
+
+@torch.no_grad()
+def test_a_compiled_model_takes_hooks_and_is_what_it_was_without_them() -> None:
+    model, data = small(num_layers=2)
+    compiled = torch.compile(model, backend="aot_eager")
+
+    def output(of: nn.Module) -> Tensor:
+        return of("image", data["image"], "image")["output"]
+
+    before = output(compiled)
+    hook = LatentNeuralHook("late", 2, 32, [0, 1], gate_bias_init=1.0)
+    model.register_hook(hook)
+    assert torch.equal(output(compiled), output(model)) and not torch.allclose(output(compiled), before, atol=1e-3)
+    hook.gate_bias.neg_()  # what was compiled reads the hook's weights anew
+    assert torch.equal(output(compiled), output(model))
+    with model.disable_hooks():
+        assert torch.equal(output(compiled), before)
+    model.remove_hook("late")
+    assert torch.equal(output(compiled), before) and torch.equal(output(model), before)
+
+
+# -- the voice -----------------------------------------------------------------------------------------------------
 
 
 def spoken(**changes: object) -> tuple[OmniLatentModel, dict[str, Tensor], LatentNeuralHook]:

@@ -163,10 +163,12 @@ def test_a_wide_beam_finds_the_likeliest_of_all_texts() -> None:
     ends = (texts == 2).cumsum(1)
     counted = ends <= (texts == 2)  # up to the first end, which is counted too
     wide, greedy, best = [], [], []
-    for seed in range(4):
+    for seed in (1, 3, 4, 8, 9, 10):  # with which keys that stay with the wrong beam change a text
         model = small(vocab_size=5)
-        part, head = model.text_part(), torch.randn(5, 32, generator=torch.Generator().manual_seed(seed)) * 0.15
-        part.embedding.weight.mul_(20)
+        part, head = model.text_part(), torch.randn(5, 32, generator=torch.Generator().manual_seed(seed)) * 0.3
+        part.embedding.weight.mul_(2)
+        for layer in model.backbone.layers:
+            layer.out.weight.mul_(8)
         part.logits = lambda x, head=head: x @ head.T  # another matrix than the embedding, or a token would be followed by itself
         for image in images:
             logits = model.text_logits(model.read({"image": image.expand(len(texts), -1, -1, -1)}), texts)[:, :3]

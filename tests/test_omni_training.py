@@ -2,6 +2,8 @@
 
 import gc
 import json
+import math
+import re
 import sys
 import tarfile
 import weakref
@@ -23,8 +25,10 @@ from omnilatent.data.captions import CocoCaptionsDataset, open_captioned
 from omnilatent.data.mel import MelSpec, read_sound
 from omnilatent.omni.config import MODALITIES, OmniModelConfig, OmniTraining, PairConfig
 from omnilatent.omni.examples import omni_batches, open_examples
-from omnilatent.omni.pairs import Plan, jobs_at
-from omnilatent.omni.recipes import WORLD, debug_omni
+from omnilatent.omni.learning import OmniLearning
+from omnilatent.omni.losses import info_nce
+from omnilatent.omni.pairs import Job, Plan, jobs_at
+from omnilatent.omni.recipes import WORLD, debug_omni, omni_coco
 from omnilatent.omni.saving import load
 from omnilatent.omni.task import OmniTask
 from omnilatent.omni.tokenizer import ByteTokenizer
@@ -37,8 +41,8 @@ from omni_losses import first_terms  # noqa: E402
 
 
 def test_pairs_are_drawn_by_phase_as_promised_and_counted() -> None:
-    coco = PairConfig(warmup_share=0.15, reconstruction_share=0.30, fused_share=0.0, jobs=2)
-    (before, copies), (after, pairs) = Plan(coco, ("text", "image"), 0, 5_000).counted(64)
+    coco = omni_coco()
+    (before, copies), (after, pairs) = Plan(coco.pairs, coco.model.modalities, 0, 5_000).counted(coco.run.batch_size)
     assert before == range(750) and after == range(750, 5_000)
     assert set(copies) == {"text→text", "image→image"} and copies.total() == 1_500 and pairs.total() == 8_500
     share = {pair: n / pairs.total() for pair, n in pairs.items()}
@@ -62,6 +66,38 @@ def test_a_share_of_what_flows_has_no_source() -> None:
     jobs = [job for step in range(2_000) for job in jobs_at(config, MODALITIES, 1, step, 2_000)]
     assert sum(not job.sources for job in jobs if job.flowing) / sum(job.flowing for job in jobs) == pytest.approx(0.2, abs=0.03)
     assert all(job.sources for job in jobs if not job.flowing)
+
+
+def test_info_nce_is_small_for_pairs_and_large_for_others() -> None:
+    latents, temperature = torch.eye(5, 9), 0.5
+    others = math.log(1 + 4 * math.exp(-1 / temperature))  # of unit vectors at right angles
+    scale = torch.rand(5, 1, generator=torch.Generator().manual_seed(0)) + 0.1
+    assert float(info_nce(latents * scale, latents, temperature)) == pytest.approx(others, rel=1e-5)
+    assert float(info_nce(latents, latents.roll(1, 0), temperature)) == pytest.approx(1 / temperature + others, rel=1e-5)
+    a, b = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])  # either side is asked: of b both have the first partner
+    ways = math.log(1 + math.exp(-2)) / 2 + math.log(1 + math.exp(2)) / 2, math.log(2)
+    assert float(info_nce(a, b, temperature)) == pytest.approx(sum(ways) / 2, rel=1e-5)
+
+
+def test_latents_of_a_pair_are_alike_after_learning_with_the_contrastive_weight_and_not_without() -> None:
+    after = {}
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        model = OmniLatentModel(OmniModelConfig(**{**WORLD, "hidden_dim": 32, "num_layers": 2, "num_heads": 2, "image_size": (16, 16)},
+                                                modalities=("text", "image")))
+        data = {"text": torch.arange(3, 11)[:, None].expand(-1, 4), "image": torch.rand(8, 3, 16, 16)}
+        learning = OmniLearning(model, PairConfig(contrastive_weight=weight, flow_share=0.0))
+        optimizer = torch.optim.AdamW(learning.parameters(), 3e-3)
+        for job in 10 * [Job(("text",), "image", False), Job(("image",), "text", False)]:
+            optimizer.zero_grad()
+            learning(job, learning.needs(job, data, torch.Generator()))["loss"].backward()
+            optimizer.step()
+        with torch.no_grad():
+            text, image = (model.read({name: t}).latent for name, t in data.items())
+        found = torch.nn.functional.cosine_similarity(text[:, None], image[None], dim=-1).argmax(1)
+        after[weight] = float(info_nce(text, image)), float((found == torch.arange(8)).float().mean())
+    print(after)
+    assert after[1.0][0] < 0.1 < 0.5 < after[0.0][0] and after[1.0][1] == 1 > after[0.0][1]
 
 
 def test_grey_pictures_come_from_workers_as_one_channel_and_are_the_same() -> None:
@@ -434,7 +470,12 @@ TINY = ["--hidden-dim", "32", "--num-layers", "1", "--num-heads", "2", "--image-
 def test_omni_coco_learns_from_cocos_own_json_and_from_tars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = coco(tmp_path)
     assert main(["train", "omni-coco", "--data", str(data), "--out", str(tmp_path / "run"), *TINY]) == 0
-    assert "held out" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    drawn = re.findall(r"pairs drawn in the steps (\d+) to (\d+): ((?:\w+→\w+ \d+(?:, )?)+)", told)
+    assert "held out" in told and [(first, last) for first, last, _ in drawn] == [("1", "1"), ("2", "2")]
+    counts = [{pair: int(n) for pair, n in re.findall(r"(\w+→\w+) (\d+)", pairs)} for _, _, pairs in drawn]
+    assert counts == [dict(each) for _, each in Plan(omni_coco().pairs, ("text", "image"), 0, 2).counted(4)]
+    assert [sum(each.values()) for each in counts] == [2, 2] and set(counts[0]) <= {"text→text", "image→image"}
     dataset = CocoCaptionsDataset(data, data / "annotations" / "captions_val2017.json", size=16)
     first = dataset[3]
     assert first["image"].shape == (3, 16, 16) and bytes(i - 3 for i in first["text"].tolist()).decode().endswith(" of 3.")
@@ -459,6 +500,18 @@ def test_omni_coco_learns_from_cocos_own_json_and_from_tars(tmp_path: Path, caps
     (tmp_path / "annotations" / "captions_val2017.json").write_text("[]")
     assert main(["train", "omni-coco", "--data", str(data), "--out", str(tmp_path / "other"), *TINY]) == 2
     assert "captions_val2017.json is not COCO's JSON of captions" in " ".join(capsys.readouterr().err.split())
+
+
+def test_omni_coco_learns_from_captions_of_coco_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Path(__file__).parents[1].parent / "shared" / "data" / "coco-captions-mini"
+    if not data.exists():
+        pytest.skip("../shared/data/coco-captions-mini is not here")
+    assert main(["train", "omni-coco", "--data", str(data), "--out", str(tmp_path / "run"), *TINY, "--validate-every", "2"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"\d+ examples \(.*coco-captions-mini.*\), \d+ held out", said), said
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {name for row in rows for name in row if "→" in name} == {"text→text", "text→image psnr", "image→text", "image→image psnr"}
+    assert load(tmp_path / "run").config.modalities == ("text", "image") and not (tmp_path / "run" / "skipped.jsonl").exists()
 
 
 def test_a_model_of_four_modalities_learns_and_is_validated_on_the_two_that_the_examples_have(tmp_path: Path) -> None:
