@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
 from omnilatent import OmniLatentConfig, OmniLatentModel, UserError
+from omnilatent.cli.main import main
 from omnilatent.data.digit_world import FRAMES, INNER, MEL, TONES, WORDS, moving, open_world
 from omnilatent.data.digits import embedded_digits
 from omnilatent.data.mel import MelSpec, _filters, read_sound, write_sound
@@ -182,6 +183,20 @@ def test_a_model_learns_from_writes_and_is_saved_with_a_tokenizer_of_hugging_fac
         assert ([model.tokenizer.decode(row.tolist()) for row in ids] == texts) == ("temperature" not in how)
     assert all(model.tokenizer.encode(text) == theirs.encode(text) and model.tokenizer.decode(theirs.encode(text)) == text
                for text in (*WORDS, "seven ☂ eight"))
+
+
+def test_a_recipe_takes_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, run = library_file(tmp_path), tmp_path / "run"
+    command = ["train", "debug-omni", "--tokenizer", str(file), "--batch-size", "2", "--validation-examples", "2"]
+    assert main([*command, "--steps", "1", "--out", str(run)]) == 0
+    file.unlink()  # the run has its own
+    assert main(["train", "--resume", str(run), "--steps", "2"]) == 0
+    model = load(run)
+    assert isinstance(model.tokenizer, LibraryTokenizer) and model.config.vocab_size == model.tokenizer.vocab_size > 259
+    assert main([*command, "--out", str(tmp_path / "other")]) == 2
+    assert "their-tokenizer.json is not there: give a tokenizer.json or a sentencepiece .model" in capsys.readouterr().err
+    assert main([*command, "--init", str(run), "--out", str(tmp_path / "other")]) == 2
+    assert "has its own, which its weights know" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_tokenizer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

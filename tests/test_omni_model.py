@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from omnilatent.omni.learning import OmniLearning
 from omnilatent.omni.modalities import REGISTRY
 from omnilatent.omni.pairs import Job
 from omnilatent.omni.patches import Patches, PatchModality
+from omnilatent.omni.text import PAD
 
 SMALL = dict(hidden_dim=32, num_layers=3, num_heads=2, vocab_size=40, image_size=(16, 16), image_patch=8, video_size=(8, 8),
              video_frames=4, video_patch=(2, 8), mel_frames=8, mel_bands=4, text_tokens=6, flow_steps=2, gradient_checkpointing=False)
@@ -451,6 +453,30 @@ def test_a_model_of_another_precision_takes_data_of_any(dtype: torch.dtype) -> N
     for source, target in itertools.product(MODALITIES, MODALITIES):
         given = data[source] if source == "text" else data[source].double()
         assert model(source, given, target)["output"].isfinite().all()
+    model.register_hook(LatentNeuralHook("late", 2, 32, [0]))
+    assert model("image", data["image"], "text")["output"].isfinite().all()
+
+
+def test_a_hook_is_made_of_its_configuration() -> None:
+    model = small()
+    hook = model.register_hook(LatentHookConfig("style", num_tokens=2, dim=32, target_layers=(0, 2)))
+    assert model.hooks["style"] is hook and hook.target_layers == (0, 2) and len(hook.tokens) == 2
+    assert model.register_hook(LatentNeuralHook(**asdict(replace(hook.config, name="twin")))) is model.hooks["twin"]
+
+
+def test_padding_is_never_among_what_the_logits_were_made_for() -> None:
+    """The text that `generate` writes, up to its end, though padding would be the likeliest."""
+    model, image = small(), examples()["image"]
+    embedding = model.part("text").embedding.weight
+    written = model.generate("image", image, max_len=6)
+    embedding[PAD] = 3 * embedding[written[0, 0]]
+    logits = model("image", image, "text")["output"]
+    assert (logits.argmax(-1) == PAD).any()
+    again = model.generate("image", image, max_len=logits.shape[1])
+    chosen = logits[..., PAD + 1 :].argmax(-1) + PAD + 1
+    for row, ids in zip(chosen, again, strict=True):
+        length = int((ids != PAD).sum())
+        assert length and torch.equal(row[:length], ids[:length])
 
 
 def test_what_is_among_the_sources_is_regressed_and_everything_else_drawn_unless_asked_for() -> None:
@@ -460,7 +486,8 @@ def test_what_is_among_the_sources_is_regressed_and_everything_else_drawn_unless
     regressed, drawn = (model.answer(both, "image", size, steps=steps) for steps in (0, 2))
     assert not torch.equal(regressed, drawn)
     assert torch.equal(model.answer(both, "image", size), regressed)
-    assert torch.equal(model.reconstruct("image", data["image"])["output"], model.answer(model.read({"image": data["image"]}), "image", size, steps=0))
+    itself = model.read({"image": data["image"]})
+    assert torch.equal(model.reconstruct("image", data["image"])["output"], model.answer(itself, "image", size, steps=0))
     assert torch.equal(model.answer(both, "image", size, guidance=1.0), drawn)  # guidance is of the flow
     alone = model.read({"text": data["text"]})
     assert torch.equal(model.answer(alone, "image", size), model.answer(alone, "image", size, steps=2))

@@ -347,6 +347,8 @@ def test_it_learns_to_name_and_to_copy_digits(tmp_path: Path) -> None:
     (["--guidance", "2"], "--guidance 2 needs a part that is learned without a source: give --unconditional-share 0.1"),
     (["--fused-share", "2"], "--fused-share is a share, 0 to 1; got 2"),
     (["--init", "kl-f8-small"], "kl-f8-small is a model of the kind 'kl', which turns no modality into another"),
+    (["--flow-share", "0"], "--flow-share 0 learns no flow: give --flow-steps 0 too"),
+    (["--flow-share", "1"], "--flow-share 1 learns no regression, which makes what is among the sources: give --copy-steps 8 too"),
     (["--modalities", "text", "smell"], "there is no modality 'smell'; there are text, audio, image, video"),
     (["--modalities", "text", "image", "text"], "every modality is named once; got text, image, text"),
     (["--mel-bands", "80"], "digits: the digits world's sounds have 64 mel bands, and the model's 80"),
