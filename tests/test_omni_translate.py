@@ -128,11 +128,12 @@ def test_a_file_holds_what_the_model_gives_in_python(here: Path, tmp_path: Path)
 
 def test_every_source_counts_and_a_text_is_the_same_from_a_file(here: Path, tmp_path: Path) -> None:
     given = [["picture.jpg"], ["picture.jpg", "sound.wav"], ["picture.jpg", "--text", "three ☂"], ["video.mkv"],
-             ["video.mkv", "--sound"], ["picture.jpg", "--seed", "1"], ["picture.jpg", "--steps", "0"]]
+             ["video.mkv", "--sound"], ["words.txt"], ["words.txt", "--seed", "1"], ["words.txt", "--steps", "0"], ["picture.jpg", "--steps", "2"]]
     several = [pixels(made(tmp_path, *sources, "--to", "image")) for sources in given]
     for i, one in enumerate(several):
         assert all((one != other).any() for other in several[:i])
     assert (several[2] == pixels(made(tmp_path, "words.txt", "picture.jpg", "--to", "image"))).all()
+    assert (several[0] == pixels(made(tmp_path, "picture.jpg", "--to", "image", "--steps", "0"))).all()  # what is a source is regressed
     drawn = [made(tmp_path, "picture.jpg", "--to", "text", "--temperature", "5", "--seed", seed).read_bytes() for seed in "112"]
     assert drawn[0] == drawn[1] != drawn[2]
     assert made(tmp_path, "picture.jpg", "--to", "text", "--beams", "3", "--max-len", "2").stat().st_size <= 2 * 3 + 1

@@ -4,6 +4,7 @@
   else a bundled model, else a hub id (download.py); `LABEL:NAME` names it in a report.
 - `OPENERS`: kind → "module:function", imported on use, so this file knows no family.
 - `write_model`, `read_config`: the checkpoint folder (`model.safetensors`, `config.json`, `README.md`).
+- `read_tensors`, `open_safetensors`: safetensors files, with a sentence for what is none.
 - `new_folder`: a folder written under a temporary name and renamed, so that a kill leaves no half of it.
 """
 
@@ -14,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -275,6 +276,31 @@ def write_model(
     save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
+
+
+def read_tensors(files: Iterable[Path]) -> dict[str, torch.Tensor]:
+    """All tensors of some safetensors files, in memory of their own (not mapped: the file may be replaced).
+
+    Raises:
+        UserError: a file is not safetensors, or is cut short.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        with open_safetensors(file) as handle:
+            tensors.update((key, handle.get_tensor(key).clone()) for key in handle.keys())
+    return tensors
+
+
+def open_safetensors(file: Path) -> Any:
+    """`safetensors.safe_open` with a sentence for a file that is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as failure:
+        raise UserError(
+            f"{file} is not a readable .safetensors file ({failure}): it is cut short or another thing; fetch it again."
+        ) from failure
 
 
 @contextmanager

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError, library
-from ..hub import provenance_of, read_config
+from ..hub import provenance_of, read_config, read_tensors
 from ..codec import Codec, Provenance
 from ..latent import LatentSpec
 from .config import KLConfig, TinyConfig
-from .loading import fill, read_tensors
+from .loading import fill
 from .regularisers import LatentTransform
 
 # Entries of a diffusers configuration that change no layer: the latent's normalisation, and hints for pipelines.

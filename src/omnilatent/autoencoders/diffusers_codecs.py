@@ -24,7 +24,7 @@ from ..codec import Codec, Provenance
 from ..latent import DiagonalGaussian, Latent, LatentSpec, Point
 from . import blocks
 from .key_names import modern
-from .loading import build, read_tensors, weight_files
+from .loading import build, weight_files
 from .tiled import Halves, TiledCodec, UnknownLayer, kl_halves, tiny_halves
 
 Config = Mapping[str, Any]
@@ -211,7 +211,7 @@ def open_folder(path: Path, name: str, files: list[Path] | None = None) -> Codec
     if class_name not in FAMILIES:
         raise UserError(f"{folder} holds diffusers' {class_name}, which is not supported: {', '.join(FAMILIES)} are.")
     files = files or weight_files(folder)
-    tensors = read_tensors(files)
+    tensors = hub.read_tensors(files)
     new = modern(tensors)
     module = build(class_name, config, {new[key]: tensor for key, tensor in tensors.items()}, folder)
     licence = hub.card_licence(folder)

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from ..codec import Codec
 from ..errors import UserError
-from ..hub import provenance_of, read_config
+from ..hub import provenance_of, read_config, read_tensors
 from ..latent import Latent, LatentSpec, Point
 from ..nn.gaussian_conv import GaussianConv2d
 from ..training.config import from_json
 from .gaussian_config import KERNEL, SIDE, SIDES, GaussianConfig
-from .loading import fill, read_tensors
+from .loading import fill
 
 __all__ = ["KIND", "GaussianAutoencoder", "GaussianCodec", "GaussianConv2d", "open_checkpoint"]
 

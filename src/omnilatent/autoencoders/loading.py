@@ -2,14 +2,13 @@
 
 - `build`: a model from a configuration and tensors.
 - `fill`: tensors into a model on the meta device: nothing missing, nothing left over, no meta tensor.
-- `read_tensors`, `open_safetensors`: safetensors files, with a sentence for what is none.
 - `weight_files`: which files of a diffusers folder to read.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,31 +87,6 @@ def _check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], 
                 f"{source} holds {key} of shape {tuple(tensor.shape)}, but its {class_name} needs "
                 f"{tuple(expected[key].shape)}: its configuration belongs to another model."
             )
-
-
-def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
-    """All tensors of some safetensors files, in memory of their own (not mapped: the file may be replaced).
-
-    Raises:
-        UserError: a file is not safetensors, or is cut short.
-    """
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        with open_safetensors(file) as handle:
-            tensors.update((key, handle.get_tensor(key).clone()) for key in handle.keys())
-    return tensors
-
-
-def open_safetensors(file: Path) -> Any:
-    """`safetensors.safe_open` with a sentence for a file that is none."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(file, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as failure:
-        raise UserError(
-            f"{file} is not a readable .safetensors file ({failure}): it is cut short or another thing; fetch it again."
-        ) from failure
 
 
 def weight_files(folder: Path) -> list[Path]:

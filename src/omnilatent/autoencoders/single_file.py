@@ -24,9 +24,10 @@ from torch import Tensor
 
 from .. import hub
 from ..errors import UserError
+from ..hub import open_safetensors, read_tensors
 from ..codec import Codec, Provenance
 from . import diffusers_codecs, key_names, shapes, taef2
-from .loading import INDEX, build, open_safetensors, read_tensors
+from .loading import INDEX, build
 from .shapes import Shapes
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -25,7 +25,6 @@ from ..codec import Codec, Provenance
 from ..latent import Latent, LatentSpec, Point
 from ..nn.tile_geometry import Layer
 from ..nn.tile_layers import Pointwise, Residual
-from .loading import read_tensors
 from .tiled import Halves, TiledCodec, layers_of, sequence, soft_clamp
 
 WIDTH = 64
@@ -130,7 +129,7 @@ def open_folder(path: Path, name: str) -> Codec:
     with torch.device("meta"):
         module = Taef2()
     for half, file in zip((module.encoder, module.decoder), files, strict=True):
-        tensors, expected = read_tensors([file]), half.state_dict()
+        tensors, expected = hub.read_tensors([file]), half.state_dict()
         wrong = sorted(set(tensors) ^ set(expected)) or [k for k, v in tensors.items() if v.shape != expected[k].shape]
         if wrong:
             raise UserError(f"{file} is not TAEF2's (see its tensor {wrong[0]}): fetch it from madebyollin/taesd.")

@@ -31,7 +31,7 @@ def omni_small() -> OmniTraining:
     """`omni` with 5 layers of 96, 0.8 M parameters: bundled, and the one that examples/demo.py shows.
 
     On MNIST and FSDD, held out: audio to text 100 %, image to text 98.5 %; what is made of another modality is read as what it should
-    be in 82.5 % (video to audio) to 100 %, but for videos, 45 to 63 %, one seed. Ten minutes of one H200 beside other work.
+    be in 79.3 % (video to audio) to 100 %, but for videos, 46 to 65 %, one seed. Ten minutes of one H200 beside other work.
     omnilatent train omni-small --data DATA (a folder with mnist/ and fsdd/)
     """
     recipe = omni()

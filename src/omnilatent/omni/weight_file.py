@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
-from ..autoencoders.loading import read_tensors
 from ..errors import UserError
+from ..hub import read_tensors
 
 
 def fill_from(module: nn.Module, file: Path, described: Path) -> None:
