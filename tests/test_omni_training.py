@@ -366,9 +366,9 @@ def test_bad_input_gives_one_sentence(argv: list[str], sentence: str, tmp_path: 
 
 
 def test_a_start_that_failed_leaves_what_was_in_the_folder_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("dear", encoding="utf-8")
+    (tmp_path / "events.out.tfevents.1.mine").write_text("dear", encoding="utf-8")
     assert main(["train", "debug-omni", "--out", str(tmp_path), "--max-tokens", "10"]) == 2
-    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["events.out.tfevents.1.mine"]
 
 
 def test_a_budget_of_just_enough_tokens_is_enough(tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ class Translate:
     as_is: bool = False
     """take pictures and videos at their own size, all frames, and sounds at their own length"""
     steps: int | None = None
-    """of the flow, for all but text; 0: what is likeliest on average instead of a drawn example"""
+    """of the flow, for all but text; 0: what is likeliest on average instead of a drawn example; by default the model's own, and 0
+    for what is itself among the sources"""
     guidance: float | None = None
     """of the flow: above 1 it follows the source more than it learned to, 1 as it learned; by default the model's own"""
     seed: int = 0

@@ -184,6 +184,8 @@ class OmniTraining:
                             "--unconditional-share 0.1.")
         if self.tokenizer and init is not None:
             raise UserError(f"--tokenizer {self.tokenizer}: --init {init} has its own, which its weights know; leave one out.")
+        if init is not None:  # which has learned both before
+            return
         if self.pairs.flow_share == 0 and self.model.flow_steps:
             raise UserError("--flow-share 0 learns no flow: give --flow-steps 0 too.")
         if self.pairs.flow_share == 1 and not self.model.copy_steps:

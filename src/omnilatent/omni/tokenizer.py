@@ -10,7 +10,6 @@ Ids 0, 1 and 2 are padding, reserved and the end; a tokenizer's own ids come aft
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,6 +76,7 @@ class LibraryTokenizer:
         except Exception as failure:  # these libraries raise bare ones
             what = "sentencepiece model" if self._pieces else "tokenizer of Hugging Face"
             raise UserError(f"{file} is no {what} ({failure}): copy it again from its source.") from failure
+        self._bytes = self.file.read_bytes()  # a run's own file goes with the checkpoint that it lies in
         self.vocab_size = (self._own.vocab_size() if self._pieces else self._own.get_vocab_size()) + OFFSET
 
     def encode(self, text: str) -> list[int]:
@@ -87,7 +87,7 @@ class LibraryTokenizer:
         return self._own.decode([int(i) - OFFSET for i in ids if i >= OFFSET])
 
     def save(self, folder: Path) -> None:
-        shutil.copyfile(self.file, folder / (SENTENCEPIECE if self._pieces else FILE))
+        (folder / (SENTENCEPIECE if self._pieces else FILE)).write_bytes(self._bytes)
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:

@@ -99,19 +99,19 @@ def remove_beyond(run: Path, start: int) -> list[str]:
 
 
 def forget_start(run: Path, is_new: bool) -> None:
-    """Let a new run that failed be begun once more by the mended command: where nothing was saved, remove its run.json, and where
-    nothing was logged, TensorBoard's empty files too.
+    """Let a new run that failed be begun once more by the mended command: where nothing was saved, remove its run.json.
 
     Args:
-        is_new: whether the folder was made for it, which then goes as well if nothing else is in it.
+        is_new: whether the folder was made for it. Then it goes as well if nothing else is in it, and TensorBoard's files where
+            nothing was logged.
     """
     if any(run.glob("*/config.json")):
         return
     (run / "run.json").unlink(missing_ok=True)
-    if not (run / "log.jsonl").exists():
-        for events in run.glob("events.out.tfevents.*"):
-            events.unlink(missing_ok=True)
     if is_new:
+        if not (run / "log.jsonl").exists():
+            for events in run.glob("events.out.tfevents.*"):
+                events.unlink(missing_ok=True)
         with suppress(OSError):  # it is not there, or not empty
             run.rmdir()
 
