@@ -189,13 +189,13 @@ def test_a_model_learns_from_writes_and_is_saved_with_a_tokenizer_of_hugging_fac
 def test_a_recipe_takes_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, run = library_file(tmp_path), tmp_path / "run"
     command = ["train", "debug-omni", "--tokenizer", str(file), "--batch-size", "2", "--validation-examples", "2"]
-    assert main([*command, "--steps", "1", "--save-every", "1", "--keep", "1", "--out", str(run)]) == 0
+    assert main([*command, "--steps", "2", "--save-every", "1", "--keep", "1", "--out", str(run)]) == 0
     file.unlink()  # the run has its own,
     shutil.rmtree(run / "final")
-    assert main(["train", "--resume", str(run), "--steps", "4"]) == 0  # which outlives the checkpoint that it was read from
+    assert main(["train", "--resume", str(run), "--steps", "5"]) == 0  # which outlives the checkpoint that it was read from
     model = load(run)
     assert isinstance(model.tokenizer, LibraryTokenizer) and model.config.vocab_size == model.tokenizer.vocab_size > 259
-    assert not (run / "step-1").exists()
+    assert not (run / "step-1").exists() and not (run / "step-2").exists()
     assert main([*command, "--out", str(tmp_path / "other")]) == 2
     assert "their-tokenizer.json is not there: give a tokenizer.json or a sentencepiece .model" in capsys.readouterr().err
     assert main([*command, "--init", str(run), "--out", str(tmp_path / "other")]) == 2
