@@ -7,7 +7,8 @@
 
 Judges are trained first (on training data, measured on held-out real data). Every cell: accuracy as the judge reads it, the null
 (digits of other examples), the judge's own accuracy, Fréchet distance in its features; PSNR where the target is the source;
-by regression and by flow; and the PSNR of the class's mean in place of a copy. `--without` trains audio and text alone on all speakers but one and reads the one's recordings.
+by regression and by flow; and the PSNR of the class's mean in place of a copy. `--without` trains audio and text alone on all
+speakers but one and reads the one's recordings.
 Writes results/omni_digits.json, so that several runs add up under their `--label`; a `--small` trial writes only into `--results`.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 import tyro
+from omni_tables import cells_table
 
 from omnilatent.data.digit_world import DigitWorld, heard, open_world
 from omnilatent.hub import locate
@@ -92,21 +94,6 @@ def prototypes(training: DigitWorld, test: DigitWorld, count: int) -> dict[str, 
     return found
 
 
-def table(cells: dict[str, dict[str, Any]]) -> str:
-    """Sources down, targets across: accuracy / ceiling, Fréchet distance, PSNR."""
-    targets = list(dict.fromkeys(key.partition("→")[2] for key in cells))
-    lines = ["| source | " + " | ".join(targets) + " |", "| --- |" + " ---: |" * len(targets)]
-    for source in dict.fromkeys(key.partition("→")[0] for key in cells):
-        row = []
-        for target in targets:
-            cell = cells[f"{source}→{target}"]
-            more = f", FD {cell['frechet']:.2f}" if cell["frechet"] is not None else ""
-            more += f", {cell['psnr']:.1f} dB" if cell["psnr"] is not None else ""
-            row.append(f"{cell['accuracy']:.3f} of {cell['ceiling']:.3f}{more}")
-        lines.append(f"| {source} | " + " | ".join(row) + " |")
-    return "\n".join(lines)
-
-
 def recipe_of(options: OmniDigits) -> OmniTraining:
     recipe = debug_omni() if options.small else omni()
     return replace(recipe, run=replace(recipe.run, steps=options.steps or recipe.run.steps, workers=options.workers,
@@ -171,7 +158,7 @@ def main(options: OmniDigits) -> None:
     for way, steps in (("regression", 0), ("flow", model.config.flow_steps)):
         cells: dict[tuple[str, str], Cell] = coherence(model, test, readers, options.count, sources, steps)
         record["ways"][way] = {f"{source}→{target}": asdict(cell) for (source, target), cell in cells.items()}
-        print(f"\nby {way}:\n{table(record['ways'][way])}", flush=True)
+        print(f"\nby {way}:\n{cells_table(record['ways'][way])}", flush=True)
     if test.recordings:
         record |= {"recordings": recognition(model, test.recordings), "recordings_count": len(test.recordings)}
         print(f"\naudio → text on the {len(test.recordings)} test recordings: {record['recordings']:.4f}", flush=True)

@@ -3,8 +3,8 @@
     python benchmarks/omni_losses.py [--data digits] [--codec kl-f8-small]
     python benchmarks/omni_losses.py --photos ../shared/data/coco-captions-mini/all.tar       of omni-coco, 768 × 12 at 224²
 
-An untrained model of the recipe `omni` on 16 held-out examples, each modality turned into itself; the largest over the smallest
-term is printed last, and more than 4 is an error.
+An untrained model on 16 held-out examples, each modality turned into itself; the largest over the smallest term is printed last. Of
+the recipe `omni`, by whose terms the constants were chosen, more than 3 is an error.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from omnilatent.omni.model import OmniLatentModel
 from omnilatent.omni.pairs import Job
 from omnilatent.omni.recipes import omni, omni_coco
 from omnilatent.omni.tokenizer import ByteTokenizer
-
-MOST = 4
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ def main(options: OmniLosses) -> None:
         print(f"| {name} | {value:.3f} |")
     spread = max(found.values()) / min(found.values())
     print(f"\nlargest over smallest: {spread:.1f}")
-    if spread > MOST:
-        raise SystemExit(f"the largest term is {spread:.1f} times the smallest; at most {MOST} is allowed")
+    if spread > 3 and not options.photos:
+        raise SystemExit(f"the largest term is {spread:.1f} times the smallest; at most 3 is allowed")
 
 
 if __name__ == "__main__":

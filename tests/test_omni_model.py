@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from omnilatent import LatentHookConfig, LatentNeuralHook, OmniLatentConfig, OmniLatentModel, UserError
 from omnilatent.omni.config import PairConfig
 from omnilatent.omni.decoding import _choose, greedy_logits
-from omnilatent.omni.flow import flow, on_the_way, shifted
+from omnilatent.omni.flow import draw, flow, on_the_way, shifted
 from omnilatent.omni.learning import OmniLearning
 from omnilatent.omni.modalities import REGISTRY
 from omnilatent.omni.pairs import Job
@@ -418,6 +418,13 @@ def test_the_flow_ends_at_what_is_predicted_and_steps_finer_near_noise_the_more_
     assert torch.equal(flow(predict, noise, 4), clean)
     assert seen[0] == 0 and seen == sorted(seen) and seen[1] == pytest.approx(shifted(0.25, values))
     assert shifted(0.25, values) == pytest.approx({12: 0.25, 3_072: 0.1054, 10**6: 0.04}[values], abs=1e-4)
+
+
+def test_noise_and_times_for_training_are_drawn_early_and_by_the_generator() -> None:
+    (noise, time), (again, same) = (draw((2_000, 2, 3), torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(noise, again) and torch.equal(time, same) and noise.shape == (2_000, 2, 3)
+    assert float(time.median()) == pytest.approx(1 / (1 + math.exp(0.8)), abs=0.03) and 0 < float(time.min()) and float(time.max()) < 1
+    assert float(noise.mean()) == pytest.approx(0, abs=0.03) and float(noise.std()) == pytest.approx(1, abs=0.03)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
